@@ -1,0 +1,98 @@
+"""The candidate set: whose scores enter the softmax.
+
+    C = {blank} + positives + negatives
+    log p(k) = z_k - log sum_{j in C} exp(z_j - log q_j)          q = 1 for blank and positives
+
+Scope *utterance*: a set for each utterance, of its own labels and its own negatives. Scope *batch*: one set
+for everybody, of all labels of the batch and one list of negatives. Without negatives: every row of the weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Candidate sets of a batch, padded to one size.
+
+    Attributes:
+        ids: (G, S) int64 rows of the weight, G = B (scope utterance) or 1 (scope batch), or None: all rows.
+            Position 0 is blank, then ascending labels and negatives; padding repeats blank.
+        log_q: (G, S) log inclusion probabilities, 0 for blank and positives, or None: all 0.
+        count: (G,) int64, candidates in each set, on the device.
+        blank: position of blank in a set.
+        target: (B, U) int64, position of each target in its set.
+    """
+
+    ids: torch.Tensor | None
+    log_q: torch.Tensor | None
+    count: torch.Tensor | None
+    blank: int
+    target: torch.Tensor
+
+
+def every_label(targets: torch.Tensor, vocabulary: int) -> Candidates:
+    """The exact softmax: candidates are all V labels and blank, which is row V.
+
+    Args:
+        targets: (B, U) int64 label ids.
+        vocabulary: V.
+    """
+    return Candidates(ids=None, log_q=None, count=None, blank=vocabulary, target=targets)
+
+
+def gather_candidates(
+    targets: torch.Tensor,
+    labelled: torch.Tensor,
+    negatives: torch.Tensor,
+    negative_log_prob: torch.Tensor | None,
+    vocabulary: int,
+) -> Candidates:
+    """Blank, positives and negatives without repetition; sizes stay on the device (no synchronisation).
+
+    Args:
+        targets: (B, U) int64 label ids; anything may stand where ``labelled`` is False.
+        labelled: (B, U) bool, position lies within the transcript.
+        negatives: (N,) or (B, N) int64 label ids; -1 is padding.
+        negative_log_prob: log inclusion probability of each negative, or None.
+        vocabulary: V; blank is id V.
+
+    Returns:
+        The sets. A negative that is also a label, or comes twice, counts once: the first one's probability holds.
+    """
+    batch, longest = targets.shape
+    nothing = vocabulary + 1  # sorts behind every id
+    labels = torch.where(labelled, targets, nothing)
+    drawn = torch.where(negatives < 0, nothing, negatives)
+    if negatives.dim() == 1:
+        labels, drawn = labels.reshape(1, -1), drawn.reshape(1, -1)
+
+    keys, order = torch.cat([labels, drawn], dim=1).sort(dim=1, stable=True)  # stable: labels before negatives
+    first = torch.ones_like(keys, dtype=torch.bool)
+    first[:, 1:] = keys[:, 1:] != keys[:, :-1]
+    first &= keys != nothing
+    count = first.sum(dim=1) + 1
+    place = first.argsort(dim=1, stable=True, descending=True)  # distinct ids to the front, ascending
+    ids = torch.where(first.gather(1, place), keys.gather(1, place), nothing)
+
+    if longest == 0:
+        target = targets
+    elif negatives.dim() == 1:
+        target = 1 + torch.searchsorted(ids[0], targets.contiguous())
+    else:
+        target = 1 + torch.searchsorted(ids, targets.contiguous())
+
+    log_q = None
+    if negative_log_prob is not None:
+        probability = negative_log_prob.reshape(ids.shape[0], -1)
+        probability = torch.cat([probability.new_zeros(labels.shape), probability], dim=1)
+        log_q = probability.gather(1, order).gather(1, place)
+        log_q = torch.where(ids == nothing, torch.zeros_like(log_q), log_q)
+        log_q = torch.cat([log_q.new_zeros(log_q.shape[0], 1), log_q], dim=1)
+
+    blank = ids.new_full((ids.shape[0], 1), vocabulary)
+    ids = torch.cat([blank, torch.where(ids == nothing, vocabulary, ids)], dim=1)
+    return Candidates(ids=ids, log_q=log_q, count=count, blank=0, target=target)

@@ -1,0 +1,203 @@
+"""Bad input is refused here, before any kernel runs, with one read of the device.
+
+What the host can see (shapes, dtypes, devices, scalars) is checked at once. What lies in tensors (lengths,
+targets, negatives) is condensed on the device and read together with the lengths the host needs anyway.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from nemo_sampled_rnnt.loss.candidates import Candidates, every_label, gather_candidates
+from nemo_sampled_rnnt.loss.dropout import draw_seed
+from nemo_sampled_rnnt.loss.lattice import Lattice
+from nemo_sampled_rnnt.loss.problem import ACTIVATIONS, IMPLEMENTATIONS, REDUCTIONS, Options, Problem
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+
+
+def check_options(options: Options) -> None:
+    """Raise ValueError for a scalar argument out of its range."""
+    _one_of("activation", options.activation, ACTIVATIONS)
+    _one_of("reduction", options.reduction, REDUCTIONS)
+    _one_of("impl", options.impl, IMPLEMENTATIONS)
+    if not 0.0 <= options.dropout < 1.0:
+        raise ValueError(f"dropout must lie in [0, 1), got {options.dropout}")
+    if not (math.isfinite(options.fastemit_lambda) and options.fastemit_lambda >= 0.0):
+        raise ValueError(f"fastemit_lambda must be a finite number >= 0, got {options.fastemit_lambda}")
+    if math.isnan(options.clamp):
+        raise ValueError("clamp must be a number (0 or less switches it off), got nan")
+    if options.workspace_mib < 1:
+        raise ValueError(f"workspace_mib must be at least 1 MiB, got {options.workspace_mib}")
+
+
+def check_tensors(encoder, predictor, weight, bias, targets, encoder_lengths, target_lengths, negatives, log_prob):
+    """Raise ValueError where shapes, dtypes or devices disagree."""
+    tensors = {
+        "encoder": (encoder, 3, "(B, T, H)"),
+        "predictor": (predictor, 3, "(B, U + 1, H)"),
+        "weight": (weight, 2, "(V + 1, H)"),
+        "bias": (bias, 1, "(V + 1,)"),
+        "targets": (targets, 2, "(B, U)"),
+        "encoder_lengths": (encoder_lengths, 1, "(B,)"),
+        "target_lengths": (target_lengths, 1, "(B,)"),
+    }
+    for name, (tensor, dims, shape) in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{name} must be a tensor {shape}, got {type(tensor).__name__}")
+        if tensor.dim() != dims:
+            raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+        _same_device(name, tensor, encoder)
+        if name in ("encoder", "predictor", "weight", "bias"):
+            if not tensor.is_floating_point():
+                raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
+        elif tensor.dtype not in INTEGERS:
+            raise ValueError(f"{name} must hold integers, got {tensor.dtype}")
+
+    batch, _, hidden = encoder.shape
+    vocabulary = weight.shape[0] - 1
+    expected = {
+        "encoder": (encoder, (batch, encoder.shape[1], hidden)),
+        "predictor": (predictor, (batch, targets.shape[1] + 1, hidden)),
+        "weight": (weight, (weight.shape[0], hidden)),
+        "bias": (bias, (weight.shape[0],)),
+        "targets": (targets, (batch, targets.shape[1])),
+        "encoder_lengths": (encoder_lengths, (batch,)),
+        "target_lengths": (target_lengths, (batch,)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{name} must have shape {shape} to fit encoder {tuple(encoder.shape)}, targets "
+                f"{tuple(targets.shape)} and weight {tuple(weight.shape)}, got {tuple(tensor.shape)}"
+            )
+    if batch < 1:
+        raise ValueError("encoder holds no utterance (B = 0)")
+    if vocabulary < 1:
+        raise ValueError(f"weight must have a row for each of V >= 1 labels and one for blank, got {weight.shape[0]}")
+    if negatives is None:
+        if log_prob is not None:
+            raise ValueError("negative_log_prob corrects the scores of negatives, but negatives is None: pass both")
+        return
+    _same_device("negatives", negatives, encoder)
+    if negatives.dtype not in INTEGERS:
+        raise ValueError(f"negatives must hold integers, got {negatives.dtype}")
+    if negatives.dim() not in (1, 2) or (negatives.dim() == 2 and negatives.shape[0] != batch):
+        raise ValueError(f"negatives must have shape (N,) or (B, N) with B = {batch}, got {tuple(negatives.shape)}")
+    if log_prob is not None:
+        _same_device("negative_log_prob", log_prob, encoder)
+        if log_prob.shape != negatives.shape:
+            raise ValueError(
+                f"negative_log_prob must have the shape of negatives {tuple(negatives.shape)}, "
+                f"got {tuple(log_prob.shape)}"
+            )
+        if not log_prob.is_floating_point():
+            raise ValueError(f"negative_log_prob must be floating point, got {log_prob.dtype}")
+
+
+def make_problem(
+    encoder, weight, targets, encoder_lengths, target_lengths, negatives, negative_log_prob, options: Options
+) -> Problem:
+    """Gather the candidates, read the device once, and raise ValueError for lengths and ids out of range."""
+    vocabulary = weight.shape[0] - 1
+    longest = targets.shape[1]
+    targets, target_lengths = targets.long(), target_lengths.long()
+    labelled = torch.arange(longest, device=targets.device) < target_lengths[:, None]
+
+    bad_target = labelled & ((targets < 0) | (targets >= vocabulary))
+    columns = [encoder_lengths.long(), target_lengths, *_first_bad(bad_target, targets)]
+    if negatives is None:
+        candidates = every_label(targets, vocabulary)
+        groups = []
+    else:
+        negatives = negatives.long()
+        log_prob = None if negative_log_prob is None else negative_log_prob.detach()
+        candidates = gather_candidates(targets, labelled, negatives, log_prob, vocabulary)
+        rows = negatives.reshape(candidates.ids.shape[0], -1)
+        bad = (rows < -1) | (rows >= vocabulary)
+        groups = [candidates.count, *_first_bad(bad, rows)]
+        if log_prob is not None:
+            improper = (rows >= 0) & ~(log_prob.reshape(rows.shape) <= 1e-4)
+            groups.append(improper.any(dim=1).long())
+
+    packed = torch.cat([*columns, *groups]).tolist()  # the one read of the device
+    batch = encoder.shape[0]
+    frames, labels, bad_at, bad_value = (packed[i * batch : (i + 1) * batch] for i in range(4))
+    _check_lengths("encoder_lengths", frames, 1, encoder.shape[1], "the frames of encoder")
+    _check_lengths("target_lengths", labels, 0, longest, "the columns of targets")
+    for utterance, position in enumerate(bad_at):
+        if position >= 0:
+            value = bad_value[utterance]
+            blank = " (that is blank)" if value == vocabulary else ""
+            raise ValueError(
+                f"targets[{utterance}, {position}] is {value}{blank}, but labels must lie in [0, {vocabulary}): "
+                f"utterance {utterance} has target_lengths {labels[utterance]}"
+            )
+
+    count = [vocabulary + 1]
+    if groups:
+        size = candidates.ids.shape[0]
+        table = [packed[4 * batch + i * size : 4 * batch + (i + 1) * size] for i in range(len(groups))]
+        _check_negatives(table, per_utterance=negatives.dim() == 2, vocabulary=vocabulary)
+        count = table[0]
+        largest = max(count)
+        candidates = Candidates(
+            ids=candidates.ids[:, :largest],
+            log_q=None if candidates.log_q is None else candidates.log_q[:, :largest],
+            count=candidates.count,
+            blank=candidates.blank,
+            target=candidates.target,
+        )
+    return Problem(
+        lattice=Lattice(frames, labels),
+        candidates=candidates,
+        candidate_count=count,
+        target_lengths=target_lengths,
+        options=options,
+        seed=draw_seed(options.dropout),
+    )
+
+
+def _one_of(name: str, value, allowed: tuple) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def _same_device(name: str, tensor: torch.Tensor, encoder: torch.Tensor) -> None:
+    if tensor.device != encoder.device:
+        raise ValueError(f"{name} is on {tensor.device} but encoder is on {encoder.device}: move them together")
+
+
+def _first_bad(bad: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Position (-1: none) and value of the first bad entry of each row."""
+    if bad.shape[1] == 0:
+        none = values.new_full((values.shape[0],), -1)
+        return none, none
+    position = bad.long().argmax(dim=1, keepdim=True)
+    value = values.gather(1, position)[:, 0]
+    return torch.where(bad.any(dim=1), position[:, 0], -1), value
+
+
+def _check_lengths(name: str, lengths: list[int], least: int, most: int, what: str) -> None:
+    for utterance, length in enumerate(lengths):
+        if not least <= length <= most:
+            raise ValueError(
+                f"{name}[{utterance}] is {length}, but must lie in [{least}, {most}] ({what}); utterance {utterance}"
+            )
+
+
+def _check_negatives(table: list[list[int]], per_utterance: bool, vocabulary: int) -> None:
+    for group in range(len(table[0])):
+        where = f"{group}, " if per_utterance else ""
+        if table[1][group] >= 0:
+            raise ValueError(
+                f"negatives[{where}{table[1][group]}] is {table[2][group]}, but negatives must lie in "
+                f"[0, {vocabulary}), or be -1 for padding{f'; utterance {group}' if per_utterance else ''}"
+            )
+        if len(table) > 3 and table[3][group]:
+            raise ValueError(
+                f"negative_log_prob[{where}...] must hold log probabilities (at most 0, no NaN)"
+                f"{f'; utterance {group}' if per_utterance else ''}"
+            )

@@ -1,0 +1,133 @@
+"""Launches the kernels for the tiles of one batch."""
+
+from __future__ import annotations
+
+import torch
+
+from nemo_sampled_rnnt.loss.cuda.kernels import THREADS, compiled
+from nemo_sampled_rnnt.loss.cuda.launch import SIMULATED, as_array, current_stream
+from nemo_sampled_rnnt.loss.dropout import threshold
+from nemo_sampled_rnnt.loss.problem import Problem, accumulation_dtype
+from nemo_sampled_rnnt.loss.tiles import Tile
+
+LABEL_BLOCKS = 2 if SIMULATED else 8  # blocks that share the label positions of a row: 100 rows then fill 132 multiprocessors
+
+
+class CudaCells:
+    """See :class:`nemo_sampled_rnnt.loss.tiled.Cells`; the constructor's arguments are those of every device.
+
+    Arrays are wrapped for numba once a batch, since wrapping costs 12 us each; launches differ by scalars only.
+    """
+
+    def __init__(self, encoder, predictor, offsets, workspace, problem: Problem, needs, weights):
+        self.problem, self.needs, self.lattice_sizes = problem, needs, problem.lattice
+        options, device = problem.options, encoder.device
+        kind = str(encoder.dtype).removeprefix("torch.")
+        self.kernels = compiled(kind, options.activation, options.dropout > 0)
+        self.stream = current_stream()
+        dtype = accumulation_dtype(encoder.dtype)
+        cells = problem.lattice.cells
+
+        def floats(*shape):
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        self.costs = floats(problem.lattice.utterances)
+        self.encoder_gradient = torch.zeros_like(encoder, dtype=dtype) if needs.encoder else None
+        self.predictor_gradient = torch.zeros_like(predictor, dtype=dtype) if needs.predictor else None
+        counts = problem.candidates.count
+        if counts is None:
+            counts = torch.tensor(problem.candidate_count, device=device)
+        targets = problem.candidates.target
+        if targets.shape[1] == 0:  # a batch of empty transcripts; numba wants an axis
+            targets = targets.new_zeros(len(targets), 1)
+        first_row = torch.tensor(problem.lattice.row_offset[:-1])
+        tables = (
+            problem.lattice.row_table(),
+            torch.cat([problem.lattice.utterance_table(), first_row[:, None]], dim=1),
+        )
+        if device.type == "cuda":
+            tables = [table.pin_memory().to(device, non_blocking=True) for table in tables]
+        tensors = {
+            "rows": tables[0],
+            "utterances": tables[1],
+            "encoder": encoder,
+            "predictor": predictor,
+            "offsets": offsets.contiguous(),
+            "counts": counts,
+            "targets": targets.contiguous(),
+            "normaliser": floats(cells),
+            "log_blank": floats(cells),
+            "log_label": floats(cells),
+            "alpha": floats(cells),
+            "beta": floats(cells if needs.any else 1),
+            "costs": self.costs,
+            "weights": weights.contiguous(),
+            "hidden": workspace.hidden,
+            "logits": workspace.logits.as_strided(workspace.logits.shape[:1] + workspace.logits.stride()[:1],
+                workspace.logits.stride()),  # with its spare columns: numba wants it contiguous
+            "hidden_gradient": workspace.hidden_gradient,
+            "encoder_gradient": self.encoder_gradient,
+            "predictor_gradient": self.predictor_gradient,
+        }
+        self._tensors = tensors  # keeps the memory behind the arrays
+        self._arrays = {name: as_array(x.detach()) for name, x in tensors.items() if x is not None}
+        self._dropout = (problem.seed, threshold(options.dropout), 1.0 / (1.0 - options.dropout))
+
+    def hidden(self, tile: Tile) -> None:
+        self._launch(
+            "hidden", (tile.rows(),), ("rows", "utterances", "encoder", "predictor", "hidden"),
+            *self._where(tile), *self._dropout,
+        )  # fmt: skip
+
+    def scores(self, tile: Tile) -> None:
+        self._launch(
+            "scores", (tile.rows(), self._label_blocks(tile)),
+            ("rows", "utterances", "logits", "offsets", "counts", "targets", "normaliser", "log_blank", "log_label"),
+            self.problem.candidates.blank, *self._where(tile),
+        )  # fmt: skip
+
+    def lattice(self, first: int, last: int, backward: bool) -> None:
+        threads = max(32, min(1024, -(-self._widest(first, last) // 32) * 32))
+        self._launch(
+            "alpha_beta", (last - first, 2 if backward else 1),
+            ("utterances", "log_blank", "log_label", "alpha", "beta", "costs"), first,
+            threads=THREADS if SIMULATED else threads,
+        )  # fmt: skip
+
+    def gradient(self, tile: Tile) -> None:
+        options = self.problem.options
+        self._launch(
+            "gradient", (tile.rows(), self._label_blocks(tile)),
+            ("rows", "utterances", "hidden", "logits", "offsets", "counts", "targets", "normaliser", "log_blank",
+             "log_label", "alpha", "beta", "costs", "weights"),
+            self.problem.candidates.blank, float(options.fastemit_lambda), float(options.clamp), *self._where(tile),
+        )  # fmt: skip
+
+    def reduce(self, tile: Tile) -> None:
+        first_row, first_cell = self._where(tile)
+        if self.needs.encoder:
+            self._launch(
+                "encoder_gradient", (tile.rows(),),
+                ("rows", "utterances", "hidden", "hidden_gradient", "encoder_gradient"),
+                first_row, first_cell, *self._dropout,
+            )  # fmt: skip
+        if self.needs.predictor:
+            first, last = tile.segments[0].utterance, tile.segments[-1].utterance + 1
+            self._launch(
+                "predictor_gradient", (self._widest(first, last), last - first),
+                ("utterances", "hidden", "hidden_gradient", "predictor_gradient"),
+                first, first_row, first_row + tile.rows(), first_cell, *self._dropout,
+            )  # fmt: skip
+
+    def _launch(self, name: str, grid, arrays, *scalars, threads: int = THREADS) -> None:
+        kernel = getattr(self.kernels, name)
+        kernel[grid, threads, self.stream](*(self._arrays[array] for array in arrays), *scalars)
+
+    def _widest(self, first: int, last: int) -> int:
+        return max(self.lattice_sizes.width(b) for b in range(first, last))
+
+    def _where(self, tile: Tile) -> tuple[int, int]:
+        return tile.first_row(self.lattice_sizes), tile.first_cell(self.lattice_sizes)
+
+    def _label_blocks(self, tile: Tile) -> int:
+        return min(LABEL_BLOCKS, self._widest(tile.segments[0].utterance, tile.segments[-1].utterance + 1))

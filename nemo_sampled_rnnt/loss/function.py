@@ -1,0 +1,123 @@
+"""The public loss."""
+
+from __future__ import annotations
+
+import torch
+
+from nemo_sampled_rnnt.loss.checks import check_options, check_tensors, make_problem
+from nemo_sampled_rnnt.loss.finite import FiniteWatch
+from nemo_sampled_rnnt.loss.problem import Options
+
+_watch = FiniteWatch()
+
+
+def sampled_rnnt_loss(
+    encoder: torch.Tensor,
+    predictor: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    targets: torch.Tensor,
+    encoder_lengths: torch.Tensor,
+    target_lengths: torch.Tensor,
+    *,
+    negatives: torch.Tensor | None = None,
+    negative_log_prob: torch.Tensor | None = None,
+    activation: str = "relu",
+    dropout: float = 0.0,
+    fastemit_lambda: float = 0.0,
+    clamp: float = -1.0,
+    reduction: str | None = "mean_batch",
+    workspace_mib: int = 256,
+    impl: str = "auto",
+) -> torch.Tensor:
+    r"""RNN-T loss of joint and softmax over a candidate set, in bounded memory.
+
+        h[t,u]     = dropout(act(f[t] + g[u]))
+        z_k[t,u]   = w_k . h[t,u] + c_k                                  k in C = {blank} + positives + negatives
+        log p(k)   = z_k - log sum_{j in C} exp(z_j - log q_j)
+        alpha[t,u] = logadd(alpha[t-1,u] + log p(blank | t-1,u), alpha[t,u-1] + log p(y_u | t,u-1))
+        loss       = -(alpha[T-1,U] + log p(blank | T-1,U))
+
+    The joint tensor (B, T, U+1, V+1) is never built; beyond the inputs, their gradients and a few floats for each
+    lattice cell, memory is ``workspace_mib``.
+
+    Args:
+        encoder: (B, T, H) float, projected encoder outputs, before the activation. Its dtype is the compute dtype.
+        predictor: (B, U+1, H) float, projected predictor outputs.
+        weight: (V+1, H) float, rows of the output layer; blank is row V.
+        bias: (V+1,) float.
+        targets: (B, U) integer label ids in [0, V).
+        encoder_lengths: (B,) integer, valid frames, at least 1. Nothing beyond them is read.
+        target_lengths: (B,) integer, labels; 0 is an empty transcript.
+        negatives: None: exact, over the whole vocabulary. (N,) one set for the batch: candidates are blank, every
+            label of the batch and the negatives. (B, N) a set for each utterance: blank, its own labels, its own
+            negatives. -1 is padding; a negative that is also a label, or comes twice, counts once.
+        negative_log_prob: same shape, log inclusion probability log q of each negative; subtracted from its score
+            in the sum, which makes the sum an unbiased estimate of the full one. None: q = 1.
+        activation: "relu", "tanh" or "sigmoid".
+        dropout: probability of dropping a hidden unit, in [0, 1); drawn from torch's generator.
+        fastemit_lambda: FastEmit regularisation, as NeMo has it: the label arcs' gradient is scaled by 1 + lambda.
+        clamp: > 0 bounds the gradient of every logit at unit scale, before the reduction.
+        reduction: None, "mean", "sum", "mean_batch" or "mean_volume", as in NeMo.
+        workspace_mib: MiB for hidden, its gradient and logits of the cells worked on together.
+        impl: "auto", "reference" (plain PyTorch), "cpu" (tiled) or "cuda" (tiled, numba-cuda kernels).
+
+    Returns:
+        () float32 (float64 for float64 inputs), or (B,) for reduction None.
+
+    Raises:
+        ValueError: an argument is out of range; names the argument, the utterance and the value.
+        FloatingPointError: no utterance has a finite loss (on CUDA raised by the next call). A single utterance
+            without a finite loss is left out of loss, gradient and mean, and logged.
+        ImportError, RuntimeError: ``impl="cuda"`` and numba-cuda or a GPU is missing.
+
+    Exact without negatives or with all labels as negatives; otherwise an approximation of the full softmax.
+
+    Source: sampled softmax for RNN-T, over a batch and from auxiliary CTC: paper (abstract) arXiv 2203.16868.
+    Correction by inclusion probability: standard. Tiling, counter-based dropout: ours.
+    """
+    loss, costs = transducer_loss(
+        encoder, predictor, weight, bias, targets, encoder_lengths, target_lengths, negatives, negative_log_prob,
+        Options(activation, dropout, fastemit_lambda, clamp, reduction, workspace_mib, impl),
+    )  # fmt: skip
+    _watch.submit(costs)
+    return loss
+
+
+def transducer_loss(
+    encoder, predictor, weight, bias, targets, encoder_lengths, target_lengths, negatives, negative_log_prob,
+    options: Options,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """As :func:`sampled_rnnt_loss`, and (B,) the losses before reduction; reporting those is left to the caller."""
+    check_options(options)
+    check_tensors(
+        encoder, predictor, weight, bias, targets, encoder_lengths, target_lengths, negatives, negative_log_prob
+    )
+    run = _implementation(options.impl, encoder.device)
+    problem = make_problem(
+        encoder, weight, targets, encoder_lengths, target_lengths, negatives, negative_log_prob, options
+    )
+    # The dtypes are the inputs' own: an enclosing autocast must not change them under way.
+    with torch.autocast(encoder.device.type, enabled=False):
+        return run(encoder, predictor, weight, bias, problem)
+
+
+def _implementation(impl: str, device: torch.device):
+    if impl == "auto":
+        impl = "cuda" if device.type == "cuda" else "cpu"
+    if impl == "reference":
+        from nemo_sampled_rnnt.loss.reference import reference_loss
+
+        return reference_loss
+    from nemo_sampled_rnnt.loss.tiled import TiledLoss
+
+    if impl == "cuda":
+        from nemo_sampled_rnnt.loss.cuda import cuda_cells
+
+        make_cells = cuda_cells(device)
+    else:
+        if device.type != "cpu":
+            raise ValueError(f"impl='cpu' works on CPU tensors, but encoder is on {device}: use impl='cuda'")
+        from nemo_sampled_rnnt.loss.cells_torch import TorchCells as make_cells
+
+    return lambda *inputs: TiledLoss.apply(*inputs, make_cells)

@@ -1,0 +1,155 @@
+"""The sampler: from the labels of a batch, and its CTC posteriors, to its negatives."""
+
+from typing import NamedTuple
+
+import torch
+
+from . import distributions
+from .config import SampledSoftmax
+from .gumbel import draw_without_replacement
+
+
+class Negatives(NamedTuple):
+    """Labels drawn beside the positives, as `sampled_rnnt_loss` takes them.
+
+    ids: (N,) for the batch or (B, N) for each utterance, int64, -1 is padding.
+    log_prob: the same shape, float32, log inclusion probabilities (0 at padding); None when there is no correction.
+    """
+
+    ids: torch.Tensor
+    log_prob: torch.Tensor | None
+
+
+class NegativeSampler:
+    """Draws the negatives of one training batch.
+
+        p = (1 - floor) p_sampler + floor / V;   k negatives without replacement from p, labels excluded
+
+    Args:
+        config: SampledSoftmax.
+        vocab_size: V, labels without blank.
+        rank: of this process; ranks draw differently.
+        counts: (V,) how often each label comes in the training text; needed by the sampler "unigram".
+    Raises:
+        ValueError: `unigram` without counts, or counts that do not fit.
+    Attributes:
+        draws: number of draws so far. A draw is a function of (seed, rank, draws) on a given kind of device, so a
+            resumed run that sets it continues the same sequence.
+    Exact limit: with n_samples >= V every label that is not excluded comes, with inclusion probability 1.
+    Source: sampling by CTC posteriors: paper (abstract); uniform and unigram: standard; scopes as sets: ours.
+    """
+
+    def __init__(self, config: SampledSoftmax, vocab_size: int, rank: int = 0, counts=None):
+        self.config = config
+        self.vocab_size = vocab_size
+        self.rank = rank
+        self.size = config.size(vocab_size)
+        self.draws = 0
+        self._fixed = None  # log-weights (V,) that no batch changes, on the device of the last draw
+        if config.sampler == "uniform":
+            self._fixed = distributions.uniform(vocab_size)
+        elif config.sampler == "unigram":
+            if counts is None:
+                raise ValueError(
+                    "sampler 'unigram' needs counts, a number for each label, got None; load a file with "
+                    "load_unigram_counts, or choose sampler: uniform"
+                )
+            self._fixed = distributions.unigram(counts, vocab_size, config.floor)
+
+    @torch.no_grad()
+    def __call__(
+        self, targets: torch.Tensor, target_lengths: torch.Tensor, posteriors: torch.Tensor | None = None
+    ) -> Negatives:
+        """Draw the negatives of a batch, and count the draw.
+
+        Args:
+            targets: (B, U) int, labels; beyond target_lengths any value.
+            target_lengths: (B,) int, in labels.
+            posteriors: (B, V) float, CTC posteriors; read by the sampler "ctc" alone. An utterance whose posteriors are
+                not finite is drawn for uniformly.
+        Returns:
+            Negatives: scope "utterance": ids (B, k), without the utterance's own labels; "batch": ids (k,), without any
+            label of the batch, from the mean of the utterances' distributions. k = min(n_samples, V).
+        Raises:
+            ValueError: `ctc` without posteriors, or shapes that do not fit.
+        Never waits for a GPU, but for moving the unigram weights there at the first draw.
+        """
+        self._check(targets, target_lengths, posteriors)
+        log_weights = self._log_weights(targets, posteriors)
+        excluded = self._labels(targets, target_lengths)
+        if self.config.scope == "batch":
+            # logarithm of the mean, less a constant, which weights of any scale may lack
+            log_weights = log_weights.logsumexp(dim=0, keepdim=True)
+            excluded = excluded.any(dim=0, keepdim=True)
+
+        seed = torch.initial_seed() if self.config.seed is None else self.config.seed
+        generator = torch.Generator(device=targets.device).manual_seed(mixed_seed(seed, self.rank, self.draws))
+        ids, log_prob = draw_without_replacement(log_weights, self.size, excluded, generator)
+        self.draws += 1
+        if self.config.scope == "batch":
+            ids, log_prob = ids[0], log_prob[0]
+        return Negatives(ids, log_prob if self.config.correction else None)
+
+    def _log_weights(self, targets, posteriors) -> torch.Tensor:
+        """(B, V) log-weights with the floor in them."""
+        batch = len(targets)
+        if self.size == self.vocab_size:  # everything comes, also what the distribution gives no mass
+            return distributions.uniform(self.vocab_size, targets.device).expand(batch, -1)
+        if self.config.sampler == "ctc":
+            return distributions.ctc(posteriors, self.config.floor)
+        self._fixed = self._fixed.to(targets.device)
+        return self._fixed.expand(batch, -1)
+
+    def _labels(self, targets, target_lengths) -> torch.Tensor:
+        """(B, V) bool, True at the labels of each utterance.
+
+        Anything else goes to column V, dropped after: padding, and wrong labels, which are the loss's to name (here
+        they would stop the GPU).
+        """
+        batch, width = targets.shape
+        valid = torch.arange(width, device=targets.device) < target_lengths.unsqueeze(1)
+        valid &= (targets >= 0) & (targets < self.vocab_size)
+        columns = torch.where(valid, targets, self.vocab_size).long()
+        labels = torch.zeros((batch, self.vocab_size + 1), dtype=torch.bool, device=targets.device)
+        return labels.scatter_(1, columns, True)[:, :-1]
+
+    def _check(self, targets, target_lengths, posteriors):
+        if targets.dim() != 2 or target_lengths.shape != targets.shape[:1]:
+            raise ValueError(
+                "NegativeSampler: expected targets (B, U) and target_lengths (B,), got shapes "
+                f"{tuple(targets.shape)} and {tuple(target_lengths.shape)}"
+            )
+        devices = [x.device for x in (targets, target_lengths, posteriors) if x is not None]
+        if len(set(devices)) > 1:
+            raise ValueError(
+                "NegativeSampler: expected targets, target_lengths and posteriors on one device, got "
+                + ", ".join(map(str, devices))
+            )
+        if self.config.sampler != "ctc":
+            return
+        if posteriors is None:
+            raise ValueError(
+                "sampler 'ctc' needs the posteriors of a CTC head, got None; add an aux_ctc section to the model, or "
+                "choose sampler: uniform"
+            )
+        expected = (len(targets), self.vocab_size)
+        if posteriors.shape != expected:
+            raise ValueError(
+                f"NegativeSampler: expected posteriors (B, V) = {expected}, labels without blank, got shape "
+                f"{tuple(posteriors.shape)}"
+            )
+
+
+def mixed_seed(*words: int) -> int:
+    """A 63-bit hash of integers, in which order counts.
+
+    Every bit depends on every word, also the low 32, which are all that torch's CPU generator reads.
+    Source: standard (the finaliser of splitmix64).
+    """
+    mask, state = (1 << 64) - 1, 0
+    for word in words:
+        state = ((state ^ word) + 0x9E3779B97F4A7C15) & mask
+        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & mask
+        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & mask
+        state ^= state >> 31
+    return state >> 1
