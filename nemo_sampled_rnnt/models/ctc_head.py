@@ -1,0 +1,105 @@
+"""The auxiliary CTC head: built, named and scored as NeMo's hybrid models do, so that checkpoints interchange."""
+
+from __future__ import annotations
+
+import torch
+from nemo.collections.asr.losses.ctc import CTCLoss
+from nemo.collections.asr.metrics.wer import WER
+from nemo.collections.asr.parts.submodules.ctc_decoding import CTCBPEDecoding, CTCBPEDecodingConfig
+from nemo.utils import logging
+from omegaconf import ListConfig, OmegaConf, open_dict
+
+
+class CTCHeadMixin:
+    """Attributes ctc_decoder, ctc_loss, ctc_decoding, ctc_wer, ctc_loss_weight, from the section ``aux_ctc``."""
+
+    @property
+    def has_ctc_head(self) -> bool:
+        return self.cfg.get("aux_ctc") is not None
+
+    def setup_ctc_head(self) -> None:
+        """Build the head if the config has one; its labels are the transducer's, its blank comes last as theirs."""
+        self.cur_decoder = "rnnt"
+        if not self.has_ctc_head:
+            return
+        aux = self.cfg.aux_ctc
+        vocabulary = list(self.joint.vocabulary)
+        with open_dict(aux):
+            if not aux.decoder.get("feat_in"):
+                aux.decoder.feat_in = self.encoder._feat_out
+            aux.decoder.vocabulary = ListConfig(vocabulary)
+            if aux.decoder.get("num_classes", -1) < 1:
+                aux.decoder.num_classes = len(vocabulary)
+            if aux.get("decoding") is None:
+                aux.decoding = OmegaConf.structured(CTCBPEDecodingConfig)
+        self.ctc_loss_weight = aux.get("ctc_loss_weight", 0.5)
+        if not 0 <= self.ctc_loss_weight <= 1:
+            raise ValueError(f"aux_ctc.ctc_loss_weight must lie in [0, 1], got {self.ctc_loss_weight}")
+        if self.ctc_loss_weight == 0 and self.joint.needs_ctc_posteriors:
+            logging.warning("aux_ctc.ctc_loss_weight is 0: the CTC head that chooses the negatives will not learn.")
+        self.ctc_decoder = self.from_config_dict(aux.decoder)
+        self.ctc_loss = CTCLoss(
+            num_classes=self.ctc_decoder.num_classes_with_blank - 1,
+            zero_infinity=True,
+            reduction=aux.get("ctc_reduction", "mean_batch"),
+        )
+        self.ctc_decoding = CTCBPEDecoding(aux.decoding, tokenizer=self.tokenizer)
+        self.ctc_wer = WER(
+            decoding=self.ctc_decoding,
+            use_cer=aux.get("use_cer", False),
+            dist_sync_on_step=True,
+            log_prediction=self.cfg.get("log_prediction", False),
+        )
+
+    def ctc_log_probs(self, encoded: torch.Tensor) -> torch.Tensor | None:
+        """(B, T, V+1) log-probs of the head from encoder outputs (B, D, T), or None without a head."""
+        return self.ctc_decoder(encoder_output=encoded) if self.has_ctc_head else None
+
+    def add_ctc_loss(self, loss, log_probs, encoded_len, transcript, transcript_len, prefix: str, compute_wer: bool):
+        """Mix the CTC loss into the transducer's, and score the head.
+
+        Returns:
+            The mixed loss (None stays None), and what to log.
+        """
+        logs = {}
+        if loss is not None:
+            ctc_loss = self.ctc_loss(
+                log_probs=log_probs, targets=transcript, input_lengths=encoded_len, target_lengths=transcript_len
+            )
+            logs[f"{prefix}ctc_loss"] = ctc_loss
+            loss = (1 - self.ctc_loss_weight) * loss + self.ctc_loss_weight * ctc_loss
+        if compute_wer:
+            self.ctc_wer.update(
+                predictions=log_probs.detach(),
+                predictions_lengths=encoded_len,
+                targets=transcript,
+                targets_lengths=transcript_len,
+            )
+            wer, numerator, denominator = self.ctc_wer.compute()
+            self.ctc_wer.reset()
+            if prefix == "train_":
+                logs["training_batch_wer_ctc"] = wer
+            else:
+                logs |= {
+                    f"{prefix}wer_num_ctc": numerator,
+                    f"{prefix}wer_denom_ctc": denominator,
+                    f"{prefix}wer_ctc": wer,
+                }
+        return loss, logs
+
+    def multi_validation_epoch_end(self, outputs, dataloader_idx: int = 0):
+        return self._add_ctc_metrics(super().multi_validation_epoch_end(outputs, dataloader_idx), outputs, "val_")
+
+    def multi_test_epoch_end(self, outputs, dataloader_idx: int = 0):
+        return self._add_ctc_metrics(super().multi_test_epoch_end(outputs, dataloader_idx), outputs, "test_")
+
+    def _add_ctc_metrics(self, metrics, outputs, prefix: str):
+        """The head's WER, and the two parts of the loss, over the whole set."""
+        if self.has_ctc_head and outputs:
+            numerator = torch.stack([x[f"{prefix}wer_num_ctc"] for x in outputs]).sum()
+            denominator = torch.stack([x[f"{prefix}wer_denom_ctc"] for x in outputs]).sum()
+            metrics["log"][f"{prefix}wer_ctc"] = numerator.float() / denominator
+            for part in ("rnnt_loss", "ctc_loss"):
+                if f"{prefix}{part}" in outputs[0]:
+                    metrics["log"][f"{prefix}{part}"] = torch.stack([x[f"{prefix}{part}"] for x in outputs]).mean()
+        return metrics

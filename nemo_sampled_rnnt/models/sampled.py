@@ -1,0 +1,111 @@
+"""The training and validation steps that all our models share: CTC first, then the joint it draws for."""
+
+from __future__ import annotations
+
+import torch
+from nemo.collections.asr.data.audio_to_text_dali import DALIOutputs
+from nemo.core.classes.mixins import AccessMixin
+
+from nemo_sampled_rnnt.models.ctc_head import CTCHeadMixin
+from nemo_sampled_rnnt.models.unigram import unigram_counts
+from nemo_sampled_rnnt.sampling import ctc_posteriors
+
+
+class SampledSoftmaxMixin(CTCHeadMixin):
+    """NeMo's steps, with the order of joint and CTC head turned round: the posteriors choose the sample.
+
+        loss = (1 - ctc_loss_weight) rnnt_loss + ctc_loss_weight ctc_loss          (as NeMo's hybrid models)
+    """
+
+    def training_step(self, batch, batch_nb):
+        if AccessMixin.is_access_enabled(self.model_guid):
+            AccessMixin.reset_registry(self)
+        encoded, encoded_len, transcript, transcript_len = self._encode(batch)
+        decoded, _, _ = self.decoder(targets=transcript, target_length=transcript_len)
+        trainer = getattr(self, "_trainer", None)
+        step, every = (batch_nb, 1) if trainer is None else (trainer.global_step, trainer.log_every_n_steps)
+        compute_wer = (step + 1) % every == 0
+
+        log_probs = self.ctc_log_probs(encoded)
+        loss, wer, _, _ = self.joint(
+            encoder_outputs=encoded,
+            decoder_outputs=decoded,
+            encoder_lengths=encoded_len,
+            transcripts=transcript,
+            transcript_lengths=transcript_len,
+            compute_wer=compute_wer,
+            ctc_posteriors=self._posteriors(log_probs, encoded_len),
+        )
+        loss = self.add_auxiliary_losses(loss)
+        logs = {
+            "learning_rate": self._optimizer.param_groups[0]["lr"],
+            "global_step": torch.tensor(self.trainer.global_step, dtype=torch.float32),
+        }
+        if compute_wer:
+            logs["training_batch_wer"] = wer
+        if log_probs is not None:
+            logs["train_rnnt_loss"] = loss
+            loss, ctc_logs = self.add_ctc_loss(
+                loss, log_probs, encoded_len, transcript, transcript_len, "train_", compute_wer
+            )
+            logs |= ctc_logs
+        logs["train_loss"] = loss
+        if AccessMixin.is_access_enabled(self.model_guid):
+            AccessMixin.reset_registry(self)
+        self.log_dict(logs)
+        if self._optim_normalize_joint_txu:
+            self._optim_normalize_txu = [encoded_len.max(), transcript_len.max()]
+        return {"loss": loss}
+
+    def validation_pass(self, batch, batch_idx, dataloader_idx=0):
+        """The exact loss, tiled, and WER; of the CTC head too."""
+        encoded, encoded_len, transcript, transcript_len = self._encode(batch)
+        decoded = None
+        if self.compute_eval_loss:
+            decoded, _, _ = self.decoder(targets=transcript, target_length=transcript_len)
+        loss, wer, numerator, denominator = self.joint(
+            encoder_outputs=encoded,
+            decoder_outputs=decoded,
+            encoder_lengths=encoded_len,
+            transcripts=transcript,
+            transcript_lengths=transcript_len,
+            compute_wer=True,
+        )
+        logs = {"val_wer_num": numerator, "val_wer_denom": denominator, "val_wer": wer}
+        log_probs = self.ctc_log_probs(encoded)
+        if log_probs is not None:
+            logs |= {} if loss is None else {"val_rnnt_loss": loss}
+            loss, ctc_logs = self.add_ctc_loss(loss, log_probs, encoded_len, transcript, transcript_len, "val_", True)
+            logs |= ctc_logs
+        if loss is not None:
+            logs["val_loss"] = loss
+        self.log("global_step", torch.tensor(self.trainer.global_step, dtype=torch.float32))
+        return logs
+
+    def _encode(self, batch):
+        signal, signal_len, transcript, transcript_len = batch
+        if isinstance(batch, DALIOutputs) and batch.has_processed_signal:
+            encoded, encoded_len = self.forward(processed_signal=signal, processed_signal_length=signal_len)
+        else:
+            encoded, encoded_len = self.forward(input_signal=signal, input_signal_length=signal_len)
+        return encoded, encoded_len, transcript, transcript_len
+
+    def _posteriors(self, log_probs, encoded_len) -> torch.Tensor | None:
+        """(B, V) mean CTC posterior of each label, where the sampler wants it."""
+        return ctc_posteriors(log_probs.detach(), encoded_len) if self.joint.needs_ctc_posteriors else None
+
+    def on_fit_start(self):
+        super().on_fit_start()
+        self.joint.continue_draws(self.trainer.global_step)
+        if self.joint.needs_unigram_counts:
+            path = self.joint.sampled_softmax.unigram_counts
+            counts = unigram_counts(path, self.cfg.train_ds, self.tokenizer, self.joint.vocabulary)
+            self.joint.set_unigram_counts(counts)
+
+    def export(self, *args, **kwargs):
+        """NeMo's export; it would leave the joint unfused."""
+        log_softmax = self.joint.log_softmax
+        try:
+            return super().export(*args, **kwargs)
+        finally:
+            self.joint._fuse_loss_wer, self.joint.log_softmax = True, log_softmax
