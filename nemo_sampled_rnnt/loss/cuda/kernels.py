@@ -32,16 +32,6 @@ def device(function):
 
 
 @device
-def log_add(a, b):
-    high, low = a, b
-    if b > a:
-        high, low = b, a
-    if low == -math.inf:
-        return high
-    return high + math.log1p(math.exp(low - high))
-
-
-@device
 def is_kept(seed, utterance, frame, label, unit, threshold):
     state = mix(mix(mix(seed ^ utterance) ^ frame) ^ label)
     return mix((state + unit * GOLDEN) & MASK) >= threshold
@@ -60,6 +50,16 @@ def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
         Python functions hidden, scores, alpha_beta, gradient, encoder_gradient, predictor_gradient, to be compiled.
     """
     real = float64 if kind == "float64" else float32  # what is computed in
+    infinity = real(math.inf)  # typed: a bare constant would draw float32 comparisons into float64
+
+    @device
+    def log_add(a, b):
+        high, low = a, b
+        if b > a:
+            high, low = b, a
+        if low == -infinity:
+            return high
+        return high + math.log1p(math.exp(low - high))
 
     if kind == "bfloat16":
         load, store = widen_bfloat16, narrow_bfloat16
@@ -141,13 +141,13 @@ def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
         group = b if offsets.shape[0] > 1 else int64(0)
         for u in range(cuda.blockIdx.y, labels + 1, cuda.gridDim.y):
             here = cell - first_cell + u
-            top, mass = real(-math.inf), real(0)
+            top, mass = -infinity, real(0)
             for k in range(thread, counts[group], THREADS):
                 z = load(logits[here, k]) + offsets[group, k]
                 if z > top:
                     mass = mass * math.exp(top - z) + real(1)
                     top = z
-                elif z != -math.inf:
+                elif z != -infinity:
                     mass += math.exp(z - top)
             largest[thread] = top
             total[thread] = mass
@@ -157,7 +157,7 @@ def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
                 if thread < half:
                     a, c = largest[thread], largest[thread + half]
                     high = a if a > c else c
-                    if high != -math.inf:
+                    if high != -infinity:
                         total[thread] = total[thread] * math.exp(a - high) + total[thread + half] * math.exp(c - high)
                     else:
                         total[thread] += total[thread + half]  # both 0, or NaN, which must be seen
@@ -234,7 +234,7 @@ def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
         frames, labels = utterances[b, 0], utterances[b, 1]
         group = b if offsets.shape[0] > 1 else int64(0)
         likelihood, weight = -costs[b], weights[b]
-        finite = abs(likelihood) < math.inf
+        finite = abs(likelihood) < infinity
         for u in range(cuda.blockIdx.y, labels + 1, cuda.gridDim.y):
             here, there = cell - first_cell + u, cell + u
             if not finite:

@@ -1,0 +1,32 @@
+"""Shared fixtures and the `gpu` marker."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+# The truths of the loss tests (tests/loss/truth.py) are importable from every test, whatever pytest's import mode.
+sys.path.insert(0, str(Path(__file__).parent / "loss"))
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: needs a CUDA device (skipped where torch.cuda.is_available() is false)")
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def fresh_seed():
+    """Another seed at every run, printed (so shown where the test fails); TEST_SEED=... repeats one."""
+    seed = int(os.environ.get("TEST_SEED", int.from_bytes(os.urandom(3), "big")))
+    print(f"TEST_SEED={seed}")
+    return seed

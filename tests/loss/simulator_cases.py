@@ -1,0 +1,133 @@
+"""impl="cuda" in numba's CUDA simulator against the reference in float64; run with NUMBA_ENABLE_CUDASIM=1.
+
+A simulated thread costs about 0.1 ms, so lattices are tiny: cells x H stays under 2,000. Prints a line for each case,
+`ok` or `FAILED` first; exits with the number of failures.
+"""
+
+import sys
+import time
+import traceback
+from dataclasses import replace
+
+import torch
+from truth import GARBAGE, LEAVES, assert_same, gradients_of, make_problem
+
+from nemo_sampled_rnnt import sampled_rnnt_loss
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+F64, F32, F16, BF16 = TOLERANCE
+
+#        name: (dtype, problem, options)
+CASES = {
+    "float64": (F64, {}, {}),
+    "float32": (F32, {}, {}),
+    "float16": (F16, {"H": 6}, {}),
+    "bfloat16": (BF16, {"H": 6}, {}),
+    "odd width in bfloat16": (BF16, {"H": 5}, {"activation": "tanh"}),
+    "odd width in float16": (F16, {"H": 3}, {"activation": "sigmoid"}),
+    "batch scope": (F64, {"scope": "batch"}, {}),
+    "utterance scope": (F32, {"scope": "utterance"}, {}),
+    "batch scope, corrected": (F32, {"scope": "batch", "correction": True}, {}),
+    "utterance scope, corrected": (F64, {"scope": "utterance", "correction": True}, {}),
+    "utterance scope, corrected, bfloat16": (BF16, {"scope": "utterance", "correction": True}, {}),
+    "tanh": (F64, {}, {"activation": "tanh"}),
+    "sigmoid": (F64, {}, {"activation": "sigmoid"}),
+    "dropout": (F64, {"scope": "utterance"}, {"dropout": 0.4}),
+    "dropout, tanh, vector": (F32, {}, {"dropout": 0.4, "activation": "tanh", "reduction": None}),
+    "fastemit": (F64, {}, {"fastemit_lambda": 0.6}),
+    "clamp": (F64, {"scope": "batch"}, {"clamp": 0.05}),
+    "mean": (F64, {}, {"reduction": "mean"}),
+    "sum": (F32, {}, {"reduction": "sum"}),
+    "mean_volume": (F64, {"scope": "utterance"}, {"reduction": "mean_volume"}),
+    "vector": (F64, {"scope": "batch"}, {"reduction": None}),
+    "all at once": (
+        F32,
+        {"scope": "utterance", "correction": True},
+        {"dropout": 0.2, "activation": "sigmoid", "fastemit_lambda": 0.1, "clamp": 0.3, "reduction": "mean"},
+    ),
+    "one frame, one utterance": (F64, {"B": 1, "T": 1, "U": 2, "padded": False}, {}),
+    "empty transcripts": (F64, {"B": 2, "T": 3, "U": 0, "padded": False}, {"reduction": "mean_volume"}),
+    "one frame, no label": (F32, {"B": 1, "T": 1, "U": 0, "padded": False}, {}),
+    # 24 cells of 2 x 3 + 6,001 float64 are 1.1 MiB: the one utterance is cut by rows.
+    "cut by rows": (F64, {"B": 1, "T": 12, "U": 1, "V": 6000, "H": 3, "padded": False}, {"workspace_mib": 1}),
+}
+
+
+def run(dtype, sizes, options):
+    problem = make_problem(3, **{"B": 2, "T": 4, "U": 2, "H": 5, "V": 9, "N": 5, **sizes}).to(dtype)
+    upstream = torch.linspace(0.5, 1.5, len(problem.targets)) if options.get("reduction", "") is None else None
+    results = {}
+    for impl, where in (("reference", problem.to(torch.float64)), ("cuda", problem)):
+        torch.manual_seed(7)
+        results[impl] = gradients_of(where, sampled_rnnt_loss, impl=impl, upstream=upstream, **options)
+    for name in LEAVES:
+        assert results["cuda"][1][name].dtype == dtype, name
+    assert_same(results["cuda"], results["reference"], TOLERANCE[dtype])
+
+
+def run_frozen():
+    problem = make_problem(4, B=2, T=3, U=2, H=5, V=7, N=4, scope="utterance")
+    want = gradients_of(problem, sampled_rnnt_loss, impl="reference")
+    for asking in (*LEAVES, None):
+        frozen = set(LEAVES) - {asking}
+        if asking is None:
+            loss = problem.call(sampled_rnnt_loss, impl="cuda")
+            gradients = dict.fromkeys(LEAVES)
+        else:
+            loss, gradients = gradients_of(problem, sampled_rnnt_loss, frozen, impl="cuda")
+        assert all(gradients[name] is None for name in frozen)
+        asked = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+        assert_same((loss, asked), want, 1e-10)
+
+
+def run_layouts():
+    for scope in (None, "utterance"):
+        problem = make_problem(7, B=2, T=3, U=2, H=6, V=7, N=4, scope=scope, fill=0.0).to(BF16)
+        want = gradients_of(problem, sampled_rnnt_loss, impl="cuda")
+        for other in (problem.strided(), problem.misaligned()):
+            assert_same(gradients_of(other, sampled_rnnt_loss, impl="cuda"), want, 1e-6)
+
+
+def run_nonfinite():
+    problem = make_problem(5, B=3, T=3, U=2, H=5, V=7)
+    bad = replace(problem, encoder=problem.encoder.clone())
+    bad.encoder[1, 0] = float("nan")
+    loss, gradients = gradients_of(bad, sampled_rnnt_loss, impl="cuda")
+    want = gradients_of(problem.keep([0, 2]), sampled_rnnt_loss, impl="reference")
+    for name in ("encoder", "predictor"):
+        assert (gradients[name][1] == 0).all()
+        gradients[name] = gradients[name][[0, 2]]
+    assert_same((loss, gradients), want, 1e-10)
+
+
+def run_bad_input():
+    problem = make_problem(6)
+    bad = replace(problem, targets=problem.targets.clone())
+    bad.targets[0, 0] = GARBAGE[0]
+    try:
+        bad.call(sampled_rnnt_loss, impl="cuda")
+    except ValueError as error:
+        assert "targets" in str(error) and str(GARBAGE[0]) in str(error)
+    else:
+        raise AssertionError("no ValueError")
+
+
+def main():
+    jobs = {name: (run, case) for name, case in CASES.items()}
+    others = {"frozen": run_frozen, "layouts": run_layouts, "non-finite": run_nonfinite, "bad input": run_bad_input}
+    jobs |= {name: (job, ()) for name, job in others.items()}
+    failures = 0
+    for name, (job, case) in jobs.items():
+        try:
+            start = time.perf_counter()
+            job(*case)
+            print("ok", name, f"({time.perf_counter() - start:.1f} s)", flush=True)
+        except Exception:
+            failures += 1
+            print("FAILED", name, flush=True)
+            traceback.print_exc()
+    return failures
+
+
+if __name__ == "__main__":
+    sys.exit(main())
