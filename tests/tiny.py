@@ -61,11 +61,12 @@ def make_speech(folder: Path, utterances: int = 6, name: str = "train") -> Path:
     return manifest
 
 
-def make_config(tokenizer: Path, manifest: Path | None = None, sampled_softmax="default", aux_ctc: bool = True, **joint):
+def make_config(tokenizer: Path, manifest: Path | None = None, sampled_softmax="default", aux_ctc=True, **joint):
     """A model config; ``joint`` adds to or replaces keys of the joint."""
     if sampled_softmax == "default":
         sampled_softmax = {"n_samples": 7, "sampler": "ctc" if aux_ctc else "uniform", "workspace_mib": 1}
-    data = {"manifest_filepath": str(manifest), "sample_rate": 16000, "batch_size": 3, "shuffle": False, "num_workers": 0}
+    data = {"manifest_filepath": str(manifest), "sample_rate": 16000}
+    data |= {"batch_size": 3, "shuffle": False, "num_workers": 0}
     config = {
         "sample_rate": 16000,
         "compute_eval_loss": True,

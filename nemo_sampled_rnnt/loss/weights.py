@@ -150,7 +150,7 @@ def _wide_product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -
 
 
 def sum_rows(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(S,) column sums of (n, S) in ``dtype``. On CUDA as a product: torch.sum was seen to take a buffer of 4 n S bytes."""
+    """(S,) column sums of (n, S) in ``dtype``. On CUDA a product: torch.sum was seen to take 4 n S bytes."""
     if not x.is_cuda or (x.dtype != dtype and not HAS_OUT_DTYPE):
         return x.sum(dim=0, dtype=dtype)
     if x.dtype == dtype:

@@ -14,7 +14,7 @@ from nemo_sampled_rnnt.loss.finite import FiniteWatch
 from nemo_sampled_rnnt.loss.function import transducer_loss
 from nemo_sampled_rnnt.loss.problem import Options
 from nemo_sampled_rnnt.modules.nemo_loss import LossSettings, loss_settings
-from nemo_sampled_rnnt.sampling import NegativeSampler, Negatives, SampledSoftmax
+from nemo_sampled_rnnt.sampling import Negatives, NegativeSampler, SampledSoftmax
 
 
 class SampledRNNTJoint(RNNTJoint):
@@ -254,7 +254,7 @@ class SampledRNNTJoint(RNNTJoint):
 
     def _loss_settings(self) -> LossSettings:
         if self._settings is None or self._wer is None:
-            raise ValueError("SampledRNNTJoint has no loss or WER yet: call set_loss() and set_wer(), as NeMo's models do")
+            raise ValueError("SampledRNNTJoint has no loss or WER yet: call set_loss() and set_wer() as NeMo does")
         return self._settings
 
     def _dropout(self) -> float:

@@ -3,7 +3,6 @@
 from numba import cuda, float32, float64, int16, int64
 from numba.core.types import float16
 
-
 from nemo_sampled_rnnt.loss.cuda.kernels import kernels
 
 

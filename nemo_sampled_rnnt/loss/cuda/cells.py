@@ -10,7 +10,8 @@ from nemo_sampled_rnnt.loss.dropout import threshold
 from nemo_sampled_rnnt.loss.problem import Problem, accumulation_dtype
 from nemo_sampled_rnnt.loss.tiles import Tile
 
-LABEL_BLOCKS = 2 if SIMULATED else 8  # blocks that share the label positions of a row: 100 rows then fill 132 multiprocessors
+# Blocks that share the label positions of a row: a tile of 100 rows then fills 132 multiprocessors.
+LABEL_BLOCKS = 2 if SIMULATED else 8
 
 
 class CudaCells:

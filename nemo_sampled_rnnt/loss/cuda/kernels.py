@@ -12,7 +12,7 @@ Cell indices are 64-bit: 131,072 labels x 20,000 cells pass 2^31.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache
 from types import SimpleNamespace
 
 from numba import cuda, float32, float64, int64
@@ -37,7 +37,7 @@ def is_kept(seed, utterance, frame, label, unit, threshold):
     return mix((state + unit * GOLDEN) & MASK) >= threshold
 
 
-@lru_cache(maxsize=None)
+@cache
 def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
     """The kernels of one storage type.
 
@@ -309,7 +309,7 @@ def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def compiled(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
     """As :func:`kernels`, compiled at their first launch."""
     return SimpleNamespace(**{name: cuda.jit(f) for name, f in vars(kernels(kind, activation, dropout)).items()})
