@@ -31,6 +31,8 @@ def reference_loss(encoder, predictor, weight, bias, problem: Problem) -> tuple[
     Returns:
         The reduced loss, and (B,) the loss of each utterance before reduction, detached.
     """
+    accumulate = accumulation_dtype(encoder.dtype)  # their gradients are summed over utterances in this dtype
+    weight, bias = weight.to(accumulate), bias.to(accumulate)
     costs = torch.stack(
         [
             utterance_loss(encoder[b], predictor[b], weight, bias, problem, b)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from nemo_sampled_rnnt.loss.problem import Problem, accumulation_dtype
 from nemo_sampled_rnnt.loss.reduction import denominator, utterance_weight
@@ -205,6 +206,7 @@ class TiledLoss(torch.autograd.Function):
         return (losses * weights).sum() / divisor, costs
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, loss_gradient, _):
         if not ctx.needs.any:
             return None, None, None, None, None, None

@@ -129,24 +129,23 @@ class RowGradients:
 
 
 def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """total += left' right, summed in the dtype of ``total``: half precision would round after every tile.
+    """total += left' right, for left (n, S) and right (n, H), summed in the dtype of ``total``.
 
-    Half-precision products are taken in blocks of rows, so that they need no second accumulator: 4,096 rows of
-    H = 640 in float32 are 10 MB.
+    A product rounded to half precision would add its error with every tile, and in float16 overflow. Blocks keep
+    what is wider small: 4,096 rows of H = 640 in float32 are 10 MB.
     """
     if left.dtype == total.dtype:
         return total.addmm_(left.T, right)
-    for first in range(0, left.shape[1], 4096):
-        block = slice(first, first + 4096)
-        total[block] += _wide_product(left[:, block].T, right, total.dtype)
-    return total
-
-
-def _wide_product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """left right, unrounded where torch can (on CUDA since 2.8)."""
     if left.is_cuda and HAS_OUT_DTYPE:
-        return torch.mm(left, right, out_dtype=dtype)
-    return torch.mm(left, right)
+        for first in range(0, left.shape[1], 4096):
+            block = slice(first, first + 4096)
+            total[block] += torch.mm(left[:, block].T, right, out_dtype=total.dtype)
+        return total
+    cells = max(64, 2**21 // (left.shape[1] + right.shape[1]))
+    for first in range(0, len(left), cells):
+        block = slice(first, first + cells)
+        total.addmm_(left[block].T.to(total.dtype), right[block].to(total.dtype))
+    return total
 
 
 def sum_rows(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -155,4 +154,4 @@ def sum_rows(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return x.sum(dim=0, dtype=dtype)
     if x.dtype == dtype:
         return torch.mv(x.T, x.new_ones(len(x)))
-    return _wide_product(x.new_ones(1, len(x)), x, dtype)[0]
+    return torch.mm(x.new_ones(1, len(x)), x, out_dtype=dtype)[0]
