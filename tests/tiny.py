@@ -25,6 +25,7 @@ ENCODER = {
     "n_heads": 2,
     "conv_kernel_size": 5,
     "dropout": 0.0,
+    "dropout_pre_encoder": 0.0,
     "dropout_emb": 0.0,
     "dropout_att": 0.0,
 }
@@ -116,3 +117,42 @@ def stock_joint(config, **joint):
     config.pop("aux_ctc", None)
     config.pop("target", None)
     return config
+
+
+def fit(model, steps: int, **more):
+    """Train on the CPU for so many steps, everything logged at every step; returns the trainer."""
+    import lightning.pytorch as pl
+
+    checkpoint = more.pop("ckpt_path", None)
+    options = {
+        "accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False, "log_every_n_steps": 1,
+        "num_sanity_val_steps": 0, "enable_model_summary": False, "enable_progress_bar": False,
+    }  # fmt: skip
+    trainer = pl.Trainer(max_steps=steps, **(options | more))
+    model.set_trainer(trainer)
+    if model._train_dl is None:  # a restored model has no data until asked
+        model.setup_training_data(model.cfg.train_ds)
+        model.setup_multiple_validation_data(model.cfg.validation_ds)
+    trainer.fit(model, ckpt_path=checkpoint)
+    return trainer
+
+
+def talkative(model):
+    """An untrained model says nothing: weights that make transcripts which hang on the audio and on what was said."""
+    import torch
+
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        model.joint.enc.weight.normal_(std=1, generator=random)
+        model.joint.pred.weight.normal_(std=8, generator=random)
+        model.joint.joint_net[-1].weight.normal_(std=0.3, generator=random)
+        model.decoder.prediction["embed"].weight.normal_(generator=random)
+        model.joint.joint_net[-1].bias.zero_()[-1] = 5.0  # blank
+    return model.eval()
+
+
+def texts(hypotheses) -> list[str]:
+    """Of what ``transcribe`` returned, in any of NeMo's forms."""
+    if isinstance(hypotheses, tuple):
+        hypotheses = hypotheses[0]
+    return [x if isinstance(x, str) else (x[0] if isinstance(x, list) else x).text for x in hypotheses]

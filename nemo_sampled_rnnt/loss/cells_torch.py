@@ -22,7 +22,7 @@ class TorchCells:
         cells = problem.lattice.cells
         self.normaliser, self.log_blank, self.log_label = (encoder.new_empty(cells, dtype=dtype) for _ in range(3))
         self.by_blank, self.by_label = (encoder.new_empty(cells if needs.any else 0, dtype=dtype) for _ in range(2))
-        self.costs = encoder.new_empty(problem.lattice.utterances, dtype=dtype)
+        self.costs = encoder.new_empty(problem.lattice.utterances, dtype=torch.float64)
         self.encoder_gradient = torch.zeros_like(encoder, dtype=dtype) if needs.encoder else None
         self.predictor_gradient = torch.zeros_like(predictor, dtype=dtype) if needs.predictor else None
 
@@ -37,11 +37,9 @@ class TorchCells:
     def scores(self, tile: Tile) -> None:
         logits = self.workspace.logits
         for segment, part, cells in self._segments(tile):
-            count = self.problem.count(segment.utterance)
-            offsets = self._offsets(segment)
-            target = self._target(segment)
-            for chunk in _chunks(part, count):
-                z = logits[chunk, :count].to(offsets.dtype) + offsets
+            offsets, target = self._offsets(segment), self._target(segment)
+            for chunk in _chunks(part, logits.shape[1]):
+                z = logits[chunk].to(offsets.dtype) + offsets
                 place = slice(cells.start + chunk.start - part.start, cells.start + chunk.stop - part.start)
                 normaliser = z.logsumexp(dim=1)
                 label = target[chunk.start - part.start : chunk.stop - part.start]
@@ -63,22 +61,22 @@ class TorchCells:
     def gradient(self, tile: Tile) -> None:
         hidden, logits, options = self.workspace.hidden, self.workspace.logits, self.problem.options
         for segment, part, cells in self._segments(tile):
-            utterance, count = segment.utterance, self.problem.count(segment.utterance)
+            utterance = segment.utterance
             if not self.costs[utterance].isfinite():
                 logits[part], hidden[part] = 0, 0
                 continue
             offsets, target = self._offsets(segment), self._target(segment)
             by_blank, by_label = self.by_blank[cells], self.by_label[cells] * (1 + options.fastemit_lambda)
-            for chunk in _chunks(part, count):
+            for chunk in _chunks(part, logits.shape[1]):
                 inner = slice(chunk.start - part.start, chunk.stop - part.start)
-                z = logits[chunk, :count].to(offsets.dtype).add_(offsets)
+                z = logits[chunk].to(offsets.dtype).add_(offsets)
                 z.sub_(self.normaliser[cells][inner, None]).exp_()
                 z.mul_((by_blank[inner] + by_label[inner])[:, None])
                 z[:, self.problem.candidates.blank] -= by_blank[inner]
                 z.scatter_add_(1, target[inner, None], -by_label[inner, None])
                 if options.clamp > 0:
                     z.clamp_(-options.clamp, options.clamp)
-                logits[chunk, :count] = z.mul_(self.weights[utterance])
+                logits[chunk] = z.mul_(self.weights[utterance])
 
     def reduce(self, tile: Tile) -> None:
         for segment, part, _ in self._segments(tile):
@@ -106,8 +104,7 @@ class TorchCells:
         return self.encoder[b, first : first + segment.frames], self.predictor[b, :width]
 
     def _offsets(self, segment: Segment) -> torch.Tensor:
-        b = segment.utterance
-        return self.offsets[self.problem.group(b), : self.problem.count(b)]
+        return self.offsets[self.problem.group(segment.utterance), : self.workspace.logits.shape[1]]
 
     def _target(self, segment: Segment) -> torch.Tensor:
         """(cells,) position of the next label; in the last column, which has none, blank's (with posterior 0)."""

@@ -4,7 +4,8 @@
     beta[t,u]  = logadd(log p(blank | t,u) + beta[t+1,u],    log p(y_{u+1} | t,u) + beta[t,u+1])
     gamma of an arc = exp(alpha at its start + log p(arc) + beta at its end - log P)
 
-Standard (Graves 2012). All arrays are (T, U+1).
+Standard (Graves 2012). All arrays are (T, U+1). alpha and beta are float64: they run into the thousands, and the
+posterior is their difference.
 """
 
 from __future__ import annotations
@@ -55,12 +56,12 @@ def _backward(log_blank, log_label, alpha, likelihood, by_blank, by_label):
 
 def forward_log_likelihood(log_blank: np.ndarray, log_label: np.ndarray) -> float:
     """log P(y) from the log-probs (T, U+1) of blank and next label; the last column of labels is not read."""
-    return _forward(log_blank, log_label, np.empty_like(log_blank))
+    return _forward(log_blank, log_label, np.empty(log_blank.shape))
 
 
 def arc_posteriors(log_blank, log_label, by_blank, by_label) -> float:
     """Write gamma of each cell's blank and label arc, and return log P(y); arrays are (T, U+1)."""
-    alpha = np.empty_like(log_blank)
+    alpha = np.empty(log_blank.shape)
     likelihood = _forward(log_blank, log_label, alpha)
     _backward(log_blank, log_label, alpha, likelihood, by_blank, by_label)
     return likelihood

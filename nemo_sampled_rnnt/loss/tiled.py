@@ -25,29 +25,50 @@ from torch.autograd.function import once_differentiable
 
 from nemo_sampled_rnnt.loss.problem import Problem, accumulation_dtype
 from nemo_sampled_rnnt.loss.reduction import denominator, utterance_weight
-from nemo_sampled_rnnt.loss.tiles import Tile, bytes_per_cell, plan_tiles
-from nemo_sampled_rnnt.loss.weights import WeightRows
+from nemo_sampled_rnnt.loss.tiles import Tile, plan_tiles
+from nemo_sampled_rnnt.loss.weights import ALIGNMENT, WeightRows, aligned
 
 
-@dataclass
 class Workspace:
     """What the cells of a tile are worked on in; a tile's first cell lies at row 0.
 
+    Rows start at multiples of 16 bytes, which wide loads and tensor cores want. Behind the hidden stands a column
+    of ones: the bias gradient then comes out of the same product as the weight gradient.
+
+    Args:
+        cells: of the largest tile.
+        width: H.
+        columns, stride: S, and the elements from one row of logits to the next.
+        like: a tensor of the compute dtype and device.
+        backward: a gradient goes to the hidden.
+
     Attributes:
-        hidden: (cells, H).
-        logits: (cells, S), then their gradient. Rows may be further apart than S.
-        hidden_gradient: (cells, H), or None where no gradient goes that way.
+        hidden: (cells, H), of hidden_and_one (cells, aligned H + ALIGNMENT).
+        logits: (cells, S), then their gradient; of logits_padded (cells, stride), zero in the padding.
+        hidden_gradient: (cells, H), of hidden_gradient_padded (cells, aligned H); None without ``backward``.
     """
 
-    hidden: torch.Tensor
-    logits: torch.Tensor
-    hidden_gradient: torch.Tensor | None
+    def __init__(self, cells: int, width: int, columns: int, stride: int, like: torch.Tensor, backward: bool):
+        self.hidden_and_one = like.new_empty(cells, aligned(width) + ALIGNMENT)
+        self.hidden_and_one[:, width:] = 0
+        self.hidden_and_one[:, aligned(width)] = 1
+        self.hidden = self.hidden_and_one[:, :width]
+        self.logits_padded = like.new_empty(cells, stride)
+        self.logits_padded[:, columns:] = 0
+        self.logits = self.logits_padded[:, :columns]
+        self.hidden_gradient_padded = like.new_empty(cells, aligned(width)) if backward else None
+        self.hidden_gradient = self.hidden_gradient_padded[:, :width] if backward else None
+
+    @staticmethod
+    def bytes_per_cell(width: int, stride: int, itemsize: int) -> int:
+        """Hidden with its ones, gradient of the hidden, and logits of every candidate."""
+        return (2 * aligned(width) + ALIGNMENT + stride) * itemsize
 
 
 class Cells(Protocol):
     """What a device does with the cells of a tile, in the workspace it was made with."""
 
-    costs: torch.Tensor
+    costs: torch.Tensor  # (B,) float64
     encoder_gradient: torch.Tensor | None
     predictor_gradient: torch.Tensor | None
 
@@ -105,21 +126,15 @@ class Engine:
         # In half precision gradients of the logits at unit scale underflow: 2^8 shifts them to where float16 is dense.
         self.scale = 256.0 if encoder.dtype == torch.float16 else 1.0
         self.rows = WeightRows(weight, bias, problem, encoder.dtype, needs)
-        width, itemsize, columns = encoder.shape[2], encoder.element_size(), self.rows.columns
-        # Rows of logits start at multiples of 16 bytes, which tensor cores want.
-        stride = -(-columns // (16 // itemsize)) * (16 // itemsize)
-        cell_bytes = bytes_per_cell(width, stride, itemsize)
+        width, stride = encoder.shape[2], self.rows.stride
+        cell_bytes = Workspace.bytes_per_cell(width, stride, encoder.element_size())
         budget = problem.options.workspace_mib * 2**20
         if encoder.device.type == "cpu":  # caches are small: past some size a larger tile is only more memory
             largest = max(t * (u + 1) for t, u in zip(problem.lattice.frames, problem.lattice.labels, strict=True))
             budget = min(budget, max(32 * 2**20, largest * cell_bytes))
         self.tiles = plan_tiles(problem.lattice, cell_bytes, budget)
         most = max(tile.cells(problem.lattice) for tile in self.tiles)
-        self.workspace = Workspace(
-            hidden=encoder.new_empty(most, width),
-            logits=encoder.new_empty(most, stride)[:, :columns],
-            hidden_gradient=encoder.new_empty(most, width) if needs.hidden else None,
-        )
+        self.workspace = Workspace(most, width, self.rows.columns, stride, encoder, needs.hidden)
         self.cells = make_cells(
             encoder.contiguous(),
             predictor.to(encoder.dtype).contiguous(),
@@ -164,9 +179,9 @@ class Engine:
 
     def _backward(self, tile: Tile) -> None:
         cells = tile.cells(self.problem.lattice)
-        hidden, logits = self.workspace.hidden[:cells], self.workspace.logits[:cells]
+        logits = self.workspace.logits[:cells]
         self.cells.gradient(tile)
-        self.rows.accumulate(tile, hidden, logits)
+        self.rows.accumulate(tile, self.workspace.hidden_and_one[:cells], logits)
         if self.needs.hidden:
             self.rows.hidden_gradient(tile, logits, self.workspace.hidden_gradient[:cells])
             self.cells.reduce(tile)
@@ -190,7 +205,7 @@ class TiledLoss(torch.autograd.Function):
         engine = Engine(encoder, predictor, weight, bias, problem, make_cells, needs, weights)
         engine.run()
 
-        costs = engine.cells.costs * (1 + options.fastemit_lambda)
+        costs = (engine.cells.costs * (1 + options.fastemit_lambda)).to(dtype)
         finite = costs.isfinite()
         losses = torch.where(finite, costs, 0)
         ctx.mark_non_differentiable(costs)

@@ -47,11 +47,6 @@ class Tile:
         return lattice.cell_offset[first.utterance] + first.first_frame * lattice.width(first.utterance)
 
 
-def bytes_per_cell(hidden: int, candidates: int, itemsize: int) -> int:
-    """Workspace of one cell: hidden, gradient of hidden, and logits of every candidate."""
-    return (2 * hidden + candidates) * itemsize
-
-
 def plan_tiles(lattice: Lattice, cell_bytes: int, workspace_bytes: int) -> list[Tile]:
     """Group whole utterances into tiles under the workspace; cut by rows only those that do not fit alone.
 

@@ -8,30 +8,19 @@ from nemo_sampled_rnnt.loss.cuda.kernels import kernels
 
 def signatures(stored, real):
     """Argument types as :class:`nemo_sampled_rnnt.loss.cuda.cells.CudaCells` passes them."""
-    table, ids, lists = int64[:, ::1], int64[::1], real[::1]
-    matrix, cube, sums = stored[:, ::1], stored[:, :, ::1], real[:, :, ::1]
+    table, lists, sums, offsets = int64[:, ::1], real[::1], real[:, :, ::1], real[:, ::1]
+    wide, cube = (int64 if stored is int16 else stored)[:, ::1], stored[:, :, ::1]
     where, dropout = (int64, int64), (int64, int64, float64)
     return {
-        "hidden": (table, table, cube, cube, matrix, *where, *dropout),
-        "scores": (table, table, matrix, real[:, ::1], ids, table, lists, lists, lists, int64, *where),
-        "alpha_beta": (table, *[lists] * 5, int64),
+        "hidden": (table, table, cube, cube, wide, *where, *dropout),
+        "scores": (table, table, wide, offsets, table, lists, lists, lists, int64, *where),
+        "alpha_beta": (table, lists, lists, *[float64[::1]] * 3, int64),
         "gradient": (
-            table,
-            table,
-            matrix,
-            matrix,
-            real[:, ::1],
-            ids,
-            table,
-            *[lists] * 7,
-            int64,
-            float64,
-            float64,
-            *where,
+            table, table, wide, wide, offsets, table, lists, lists, lists, *[float64[::1]] * 3, lists, int64, float64, float64, *where, int64,
         ),
-        "encoder_gradient": (table, table, matrix, matrix, sums, *where, *dropout),
-        "predictor_gradient": (table, matrix, matrix, sums, int64, int64, int64, int64, *dropout),
-    }
+        "encoder_gradient": (table, table, wide, wide, sums, *where, *dropout),
+        "predictor_gradient": (table, wide, wide, sums, int64, int64, int64, int64, *dropout),
+    }  # fmt: skip
 
 
 CASES = [

@@ -138,13 +138,13 @@ def test_offsets_beyond_two_to_the_31st():
 
 @pytest.mark.parametrize("layout", ["strided", "misaligned"])
 @pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_layouts(dtype, scope, layout):
-    """Views that are not contiguous, or that start where no wide load may."""
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)], ids=str)
+def test_layouts(dtype, tolerance, scope, layout):
+    """Views that are not contiguous, or that start where no wide load may; cuBLAS may round otherwise for them."""
     problem = make_problem(18, **{**SIZES, "H": 72}, scope=scope, scale=0.5).to(dtype)
     other = getattr(problem.to("cuda"), layout)()
     got = gradients_of(other, sampled_rnnt_loss, impl="cuda")
-    assert_same(got, on_gpu(problem), 1e-6)
+    assert_same(got, on_gpu(problem), tolerance)
 
 
 def test_float16_sums_over_many_frames():

@@ -20,6 +20,5 @@ def test_kernels_compile_to_ptx():
     lines = result.stdout.splitlines()
     assert len(lines) == 4 * 6, result.stdout  # storage types x kernels
     single = [line for line in lines if line.startswith(("bfloat16 scores", "float32 scores", "float16 scores"))]
-    assert all(line.endswith("float64 instructions 0") for line in single), (
-        single
-    )  # one slipped cast costs half the speed
+    assert len(single) == 3
+    assert all(line.endswith("float64 instructions 0") for line in single), single  # no constant widens the inner loop

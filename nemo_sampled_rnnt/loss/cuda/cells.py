@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from nemo_sampled_rnnt.loss.cuda.kernels import THREADS, compiled
-from nemo_sampled_rnnt.loss.cuda.launch import SIMULATED, as_array, current_stream
+from nemo_sampled_rnnt.loss.cuda.kernels import LATTICE_THREADS, MOST_THREADS, compiled
+from nemo_sampled_rnnt.loss.cuda.launch import SIMULATED, as_array, as_words, current_stream
 from nemo_sampled_rnnt.loss.dropout import threshold
 from nemo_sampled_rnnt.loss.problem import Problem, accumulation_dtype
 from nemo_sampled_rnnt.loss.tiles import Tile
@@ -29,15 +29,12 @@ class CudaCells:
         dtype = accumulation_dtype(encoder.dtype)
         cells = problem.lattice.cells
 
-        def floats(*shape):
-            return torch.empty(shape, dtype=dtype, device=device)
+        def empty(size, dtype=accumulation_dtype(encoder.dtype)):
+            return torch.empty(size, dtype=dtype, device=device)
 
-        self.costs = floats(problem.lattice.utterances)
+        self.costs = empty(problem.lattice.utterances, torch.float64)
         self.encoder_gradient = torch.zeros_like(encoder, dtype=dtype) if needs.encoder else None
         self.predictor_gradient = torch.zeros_like(predictor, dtype=dtype) if needs.predictor else None
-        counts = problem.candidates.count
-        if counts is None:
-            counts = torch.tensor(problem.candidate_count, device=device)
         targets = problem.candidates.target
         if targets.shape[1] == 0:  # a batch of empty transcripts; numba wants an axis
             targets = targets.new_zeros(len(targets), 1)
@@ -54,24 +51,31 @@ class CudaCells:
             "encoder": encoder,
             "predictor": predictor,
             "offsets": offsets.contiguous(),
-            "counts": counts,
             "targets": targets.contiguous(),
-            "normaliser": floats(cells),
-            "log_blank": floats(cells),
-            "log_label": floats(cells),
-            "alpha": floats(cells),
-            "beta": floats(cells if needs.any else 1),
+            "normaliser": empty(cells),
+            "log_blank": empty(cells),
+            "log_label": empty(cells),
+            "alpha": empty(cells, torch.float64),
+            "beta": empty(cells if needs.any else 1, torch.float64),
             "costs": self.costs,
             "weights": weights.contiguous(),
-            "hidden": workspace.hidden,
-            "logits": workspace.logits.as_strided(workspace.logits.shape[:1] + workspace.logits.stride()[:1],
-                workspace.logits.stride()),  # with its spare columns: numba wants it contiguous
-            "hidden_gradient": workspace.hidden_gradient,
             "encoder_gradient": self.encoder_gradient,
             "predictor_gradient": self.predictor_gradient,
         }
         self._tensors = tensors  # keeps the memory behind the arrays
         self._arrays = {name: as_array(x.detach()) for name, x in tensors.items() if x is not None}
+        wide = (workspace.hidden_and_one, workspace.logits_padded, workspace.hidden_gradient_padded)
+        for name, buffer in zip(("hidden", "logits", "hidden_gradient"), wide, strict=True):
+            if buffer is not None:
+                self._arrays[name] = as_words(buffer)
+        self._hidden_words = -(-encoder.shape[2] // 4)
+        self._threads = {  # of a block: one for every word of four values, as far as they go
+            "hidden": power_of_two(self._hidden_words),
+            "scores": power_of_two(offsets.shape[1] // 4),
+            "gradient": power_of_two(offsets.shape[1] // 4),
+            "encoder_gradient": power_of_two(self._hidden_words),
+            "predictor_gradient": power_of_two(self._hidden_words),
+        }
         self._dropout = (problem.seed, threshold(options.dropout), 1.0 / (1.0 - options.dropout))
 
     def hidden(self, tile: Tile) -> None:
@@ -83,25 +87,25 @@ class CudaCells:
     def scores(self, tile: Tile) -> None:
         self._launch(
             "scores", (tile.rows(), self._label_blocks(tile)),
-            ("rows", "utterances", "logits", "offsets", "counts", "targets", "normaliser", "log_blank", "log_label"),
+            ("rows", "utterances", "logits", "offsets", "targets", "normaliser", "log_blank", "log_label"),
             self.problem.candidates.blank, *self._where(tile),
         )  # fmt: skip
 
     def lattice(self, first: int, last: int, backward: bool) -> None:
-        threads = max(32, min(1024, -(-self._widest(first, last) // 32) * 32))
+        threads = min(LATTICE_THREADS, -(-self._widest(first, last) // 32) * 32)
         self._launch(
             "alpha_beta", (last - first, 2 if backward else 1),
-            ("utterances", "log_blank", "log_label", "alpha", "beta", "costs"), first,
-            threads=THREADS if SIMULATED else threads,
+            ("utterances", "log_blank", "log_label", "alpha", "beta", "costs"), first, threads=threads,
         )  # fmt: skip
 
     def gradient(self, tile: Tile) -> None:
         options = self.problem.options
         self._launch(
             "gradient", (tile.rows(), self._label_blocks(tile)),
-            ("rows", "utterances", "hidden", "logits", "offsets", "counts", "targets", "normaliser", "log_blank",
-             "log_label", "alpha", "beta", "costs", "weights"),
+            ("rows", "utterances", "hidden", "logits", "offsets", "targets", "normaliser", "log_blank", "log_label",
+             "alpha", "beta", "costs", "weights"),
             self.problem.candidates.blank, float(options.fastemit_lambda), float(options.clamp), *self._where(tile),
+            self._hidden_words,
         )  # fmt: skip
 
     def reduce(self, tile: Tile) -> None:
@@ -120,9 +124,9 @@ class CudaCells:
                 first, first_row, first_row + tile.rows(), first_cell, *self._dropout,
             )  # fmt: skip
 
-    def _launch(self, name: str, grid, arrays, *scalars, threads: int = THREADS) -> None:
+    def _launch(self, name: str, grid, arrays, *scalars, threads: int | None = None) -> None:
         kernel = getattr(self.kernels, name)
-        kernel[grid, threads, self.stream](*(self._arrays[array] for array in arrays), *scalars)
+        kernel[grid, threads or self._threads[name], self.stream](*(self._arrays[array] for array in arrays), *scalars)
 
     def _widest(self, first: int, last: int) -> int:
         return max(self.lattice_sizes.width(b) for b in range(first, last))
@@ -132,3 +136,8 @@ class CudaCells:
 
     def _label_blocks(self, tile: Tile) -> int:
         return min(LABEL_BLOCKS, self._widest(tile.segments[0].utterance, tile.segments[-1].utterance + 1))
+
+
+def power_of_two(words: int) -> int:
+    """Threads for so many words: the power of two at or above, from a warp to MOST_THREADS."""
+    return min(MOST_THREADS, max(32, 1 << (words - 1).bit_length()))

@@ -7,6 +7,9 @@ Tables, on the device (see :mod:`nemo_sampled_rnnt.loss.lattice`):
 A tile starts at row ``first_row`` and cell ``first_cell``; hidden and logits of its cells start at row 0 of their
 buffers. What is kept for the lattice (normaliser, log-probs, alpha, beta) is indexed by the cell of the batch.
 Cell indices are 64-bit: 131,072 labels x 20,000 cells pass 2^31.
+
+Wide buffers (hidden, its gradient, logits) are read and written four values at a time; in bfloat16 they arrive as
+64-bit words of four. Their rows are padded: hidden with zeros, logits with scores whose offset is -inf.
 """
 
 from __future__ import annotations
@@ -19,16 +22,25 @@ from numba import cuda, float32, float64, int64
 from numba.core.types import float16
 
 from nemo_sampled_rnnt.loss import dropout as counter
-from nemo_sampled_rnnt.loss.cuda.launch import SIMULATED, narrow_bfloat16, widen_bfloat16
+from nemo_sampled_rnnt.loss.cuda.launch import (
+    SIMULATED,
+    fast_exp,
+    pack_bfloat16,
+    unpack_bfloat16,
+    widen_bfloat16,
+)
 
-THREADS = 4 if SIMULATED else 256  # of a block; a power of two, for the tree of a reduction
+MOST_THREADS = 4 if SIMULATED else 256  # of a block that reduces; a power of two
+LATTICE_THREADS = 4 if SIMULATED else 1024
+TWO_DIAGONALS = 2 * LATTICE_THREADS
 MASK, GOLDEN = counter.MASK, counter.GOLDEN
-
-mix = counter.mix if SIMULATED else cuda.jit(device=True, inline="always")(counter.mix)
 
 
 def device(function):
     return function if SIMULATED else cuda.jit(device=True, inline="always")(function)
+
+
+mix = device(counter.mix)
 
 
 @device
@@ -37,43 +49,41 @@ def is_kept(seed, utterance, frame, label, unit, threshold):
     return mix((state + unit * GOLDEN) & MASK) >= threshold
 
 
-@cache
-def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
-    """The kernels of one storage type.
+def storage(kind: str, real) -> SimpleNamespace:
+    """How values of one storage type are read and written, one by one or four of a row at a time."""
+    if kind == "bfloat16":
 
-    Args:
-        kind: "float64", "float32", "float16" or "bfloat16", of hidden and logits.
-        activation: "relu", "tanh" or "sigmoid".
-        dropout: whether units are dropped.
+        @device
+        def load_word(rows, i, word):
+            return unpack_bfloat16(rows[i, word])
 
-    Returns:
-        Python functions hidden, scores, alpha_beta, gradient, encoder_gradient, predictor_gradient, to be compiled.
-    """
-    real = float64 if kind == "float64" else float32  # what is computed in
-    infinity = real(math.inf)  # typed: a bare constant would draw float32 comparisons into float64
+        @device
+        def store_word(rows, i, word, a, b, c, d):
+            rows[i, word] = pack_bfloat16(a, b, c, d)
+
+        return SimpleNamespace(load=widen_bfloat16, load4=load_word, store4=store_word)
+
+    stored = {"float64": float64, "float32": float32, "float16": real if SIMULATED else float16}[kind]
 
     @device
-    def log_add(a, b):
-        high, low = a, b
-        if b > a:
-            high, low = b, a
-        if low == -infinity:
-            return high
-        return high + math.log1p(math.exp(low - high))
+    def load(value):
+        return real(value)
 
-    if kind == "bfloat16":
-        load, store = widen_bfloat16, narrow_bfloat16
-    else:
-        stored = {"float64": float64, "float32": float32, "float16": real if SIMULATED else float16}[kind]
+    @device
+    def load4(rows, i, word):
+        k = 4 * word
+        return real(rows[i, k]), real(rows[i, k + 1]), real(rows[i, k + 2]), real(rows[i, k + 3])
 
-        @device
-        def load(value):
-            return real(value)
+    @device
+    def store4(rows, i, word, a, b, c, d):
+        k = 4 * word
+        rows[i, k], rows[i, k + 1], rows[i, k + 2], rows[i, k + 3] = stored(a), stored(b), stored(c), stored(d)
 
-        @device
-        def store(value):
-            return stored(value)
+    return SimpleNamespace(load=load, load4=load4, store4=store4)
 
+
+def activations(activation: str, real) -> tuple:
+    """The activation, and its slope as a function of its value."""
     if activation == "relu":
 
         @device
@@ -102,6 +112,40 @@ def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
         def slope(a):
             return a * (real(1) - a)
 
+    return activate, slope
+
+
+@cache
+def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
+    """The kernels of one storage type.
+
+    Args:
+        kind: "float64", "float32", "float16" or "bfloat16", of hidden and logits.
+        activation: "relu", "tanh" or "sigmoid".
+        dropout: whether units are dropped.
+
+    Returns:
+        Python functions hidden, scores, alpha_beta, gradient, encoder_gradient, predictor_gradient, to be compiled.
+    """
+    real = float64 if kind == "float64" else float32  # what is computed in
+    infinity = real(math.inf)  # typed: a bare constant would draw float32 comparisons into float64
+    wide_infinity = float64(math.inf)
+    half = kind in ("float16", "bfloat16")
+    exp = fast_exp if half else math.exp
+    memory = storage(kind, real)
+    load, load4, store4 = memory.load, memory.load4, memory.store4
+    activate, slope = activations(activation, real)
+
+    @device
+    def log_add(a, b):
+        """Of float64 numbers in the thousands, whose small difference `real` can express."""
+        high, low = a, b
+        if b > a:
+            high, low = b, a
+        if low == -wide_infinity:
+            return high
+        return high + math.log1p(math.exp(real(low - high)))
+
     if dropout:
 
         @device
@@ -113,27 +157,47 @@ def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
         def drop(value, seed, utterance, frame, label, unit, threshold, scale):
             return value
 
+    @device
+    def unit(encoder, predictor, b, t, u, k, seed, threshold, scale):
+        """One hidden unit; 0 in the padding."""
+        if k >= encoder.shape[2]:
+            return real(0)
+        value = activate(load(encoder[b, t, k]) + load(predictor[b, u, k]))
+        return drop(value, seed, b, t, u, k, threshold, scale)
+
     def hidden(rows, utterances, encoder, predictor, out, first_row, first_cell, seed, threshold, scale):
-        """Block: a row. Thread: every THREADS-th unit, for all labels. Writes out (cells, H)."""
+        """Block: a row. Thread: every blockDim-th word of units, for all labels. Writes out (cells, H)."""
         row = first_row + cuda.blockIdx.x
         b, t, cell = rows[row, 0], rows[row, 1], rows[row, 2] - first_cell
-        for k in range(cuda.threadIdx.x, encoder.shape[2], cuda.blockDim.x):
-            f = load(encoder[b, t, k])
+        for word in range(cuda.threadIdx.x, (encoder.shape[2] + 3) // 4, cuda.blockDim.x):
+            k = 4 * word
             for u in range(utterances[b, 1] + 1):
-                value = activate(f + load(predictor[b, u, k]))
-                out[cell + u, k] = store(drop(value, seed, b, t, u, k, threshold, scale))
+                store4(
+                    out, cell + u, word,
+                    unit(encoder, predictor, b, t, u, k, seed, threshold, scale),
+                    unit(encoder, predictor, b, t, u, k + 1, seed, threshold, scale),
+                    unit(encoder, predictor, b, t, u, k + 2, seed, threshold, scale),
+                    unit(encoder, predictor, b, t, u, k + 3, seed, threshold, scale),
+                )  # fmt: skip
+
+    @device
+    def score(logits, offsets, here, group, k):
+        """z_k - log q_k of one candidate."""
+        z0, z1, z2, z3 = load4(logits, here, k // 4)
+        lane = k % 4
+        z = z0 if lane == 0 else (z1 if lane == 1 else (z2 if lane == 2 else z3))
+        return z + offsets[group, k]
 
     def scores(
-        rows, utterances, logits, offsets, counts, targets, normaliser, log_blank, log_label,
-        blank, first_row, first_cell,
-    ):  # fmt: skip
-        """Block: a row and every gridDim.y-th label position. Thread: every THREADS-th candidate.
+        rows, utterances, logits, offsets, targets, normaliser, log_blank, log_label, blank, first_row, first_cell
+    ):
+        """Block: a row and every gridDim.y-th label position. Thread: every blockDim-th word of candidates.
 
         One pass: each thread keeps the largest score and the sum of exponentials relative to it.
         Writes normaliser, log_blank and log_label of the row's cells.
         """
-        largest = cuda.shared.array(THREADS, real)
-        total = cuda.shared.array(THREADS, real)
+        largest = cuda.shared.array(MOST_THREADS, real)
+        total = cuda.shared.array(MOST_THREADS, real)
         row = first_row + cuda.blockIdx.x
         thread = cuda.threadIdx.x
         b, cell = rows[row, 0], rows[row, 2]
@@ -142,88 +206,118 @@ def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
         for u in range(cuda.blockIdx.y, labels + 1, cuda.gridDim.y):
             here = cell - first_cell + u
             top, mass = -infinity, real(0)
-            for k in range(thread, counts[group], THREADS):
-                z = load(logits[here, k]) + offsets[group, k]
-                if z > top:
-                    mass = mass * math.exp(top - z) + real(1)
-                    top = z
-                elif z != -infinity:
-                    mass += math.exp(z - top)
+            for word in range(thread, offsets.shape[1] // 4, cuda.blockDim.x):
+                k = 4 * word
+                z0, z1, z2, z3 = load4(logits, here, word)
+                z0 += offsets[group, k]
+                z1 += offsets[group, k + 1]
+                z2 += offsets[group, k + 2]
+                z3 += offsets[group, k + 3]
+                high = max(max(z0, z1), max(z2, z3))
+                if high > top:
+                    mass *= exp(top - high)
+                    top = high
+                if high != high:
+                    mass = high  # NaN must be seen
+                elif top != -infinity:
+                    mass += exp(z0 - top) + exp(z1 - top) + exp(z2 - top) + exp(z3 - top)
             largest[thread] = top
             total[thread] = mass
             cuda.syncthreads()
-            half = THREADS // 2
-            while half > 0:
-                if thread < half:
-                    a, c = largest[thread], largest[thread + half]
+            half_block = cuda.blockDim.x // 2
+            while half_block > 0:
+                if thread < half_block:
+                    a, c = largest[thread], largest[thread + half_block]
                     high = a if a > c else c
                     if high != -infinity:
-                        total[thread] = total[thread] * math.exp(a - high) + total[thread + half] * math.exp(c - high)
+                        total[thread] = total[thread] * exp(a - high) + total[thread + half_block] * exp(c - high)
                     else:
-                        total[thread] += total[thread + half]  # both 0, or NaN, which must be seen
+                        total[thread] += total[thread + half_block]  # nothing yet, or NaN
                     largest[thread] = high
                 cuda.syncthreads()
-                half //= 2
+                half_block //= 2
             if thread == 0:
-                lse = largest[0] + math.log(total[0])
+                lse = largest[0] + (math.log(total[0]) if total[0] > 0 else total[0] - infinity)
                 normaliser[cell + u] = lse
-                log_blank[cell + u] = load(logits[here, blank]) + offsets[group, blank] - lse
+                log_blank[cell + u] = score(logits, offsets, here, group, blank) - lse
                 if u < labels:
-                    y = targets[b, u]
-                    log_label[cell + u] = load(logits[here, y]) + offsets[group, y] - lse
+                    log_label[cell + u] = score(logits, offsets, here, group, targets[b, u]) - lse
             cuda.syncthreads()
 
     def alpha_beta(utterances, log_blank, log_label, alpha, beta, costs, first_utterance):
-        """Block x: an utterance; y = 0 writes alpha and the cost, y = 1 beta. Thread: label positions u of an
-        anti-diagonal t + u = d, every blockDim.x-th, so that U + 1 may exceed the block."""
+        """Block x: an utterance; y = 0 writes alpha and the cost, y = 1 beta. Thread: a label position.
+
+        The cells of an anti-diagonal t + u = d are computed together; each thread keeps its own last value (the
+        cell one frame before), takes its neighbour's (one label before) from shared memory, and loads the arcs of
+        the next diagonal ahead of time. U + 1 beyond the block: panels of labels, one after the other, the edge
+        between two read back from memory. beta runs the same way from the far corner.
+
+        alpha, beta and costs are float64: they run into the thousands, and their difference is the posterior.
+        """
+        neighbour = cuda.shared.array(TWO_DIAGONALS, float64)  # of this diagonal and the one before
         b = first_utterance + cuda.blockIdx.x
         frames, labels, first = utterances[b, 0], utterances[b, 1], utterances[b, 2]
         width = labels + 1
-        thread = cuda.threadIdx.x
-        if cuda.blockIdx.y == 0:
-            for d in range(frames + labels):
-                for u in range(thread, min(labels, d) + 1, cuda.blockDim.x):
-                    t = d - u
-                    if t < frames:
-                        cell = first + t * width + u
-                        if d == 0:
-                            value = real(0)
-                        elif t == 0:
-                            value = alpha[cell - 1] + log_label[cell - 1]
-                        elif u == 0:
-                            value = alpha[cell - width] + log_blank[cell - width]
+        thread = int64(cuda.threadIdx.x)
+        forward = cuda.blockIdx.y == 0
+        for panel in range(0, width, cuda.blockDim.x):
+            members = min(int64(cuda.blockDim.x), width - panel)
+            mine = panel + thread  # label positions passed so far, from the start or from the end
+            u = mine if forward else labels - mine
+            own = float64(0)
+            blank_ahead, label_ahead = real(0), real(0)
+            for step in range(frames + members - 1):
+                passed = step - thread  # frames passed so far
+                if thread < members and passed >= 0 and passed < frames:
+                    t = passed if forward else frames - 1 - passed
+                    cell = first + t * width + u
+                    if passed == 0:  # nothing was loaded ahead yet
+                        if forward:
+                            if u > 0:
+                                label_ahead = log_label[cell - 1]
                         else:
-                            value = log_add(
-                                alpha[cell - width] + log_blank[cell - width], alpha[cell - 1] + log_label[cell - 1]
-                            )
-                        alpha[cell] = value
-                cuda.syncthreads()
-            if thread == 0:
-                last = first + frames * width - 1
-                costs[b] = -(alpha[last] + log_blank[last])
-        else:
-            for step in range(frames + labels):
-                d = frames - 1 + labels - step
-                for u in range(thread, min(labels, d) + 1, cuda.blockDim.x):
-                    t = d - u
-                    if t < frames:
-                        cell = first + t * width + u
-                        if step == 0:
-                            value = log_blank[cell]
-                        elif t == frames - 1:
-                            value = log_label[cell] + beta[cell + 1]
-                        elif u == labels:
-                            value = log_blank[cell] + beta[cell + width]
+                            blank_ahead = log_blank[cell]
+                            if u < labels:
+                                label_ahead = log_label[cell]
+                    by_blank, by_label = blank_ahead, label_ahead
+                    if passed + 1 < frames:
+                        if forward:
+                            blank_ahead = log_blank[cell]
+                            if u > 0:
+                                label_ahead = log_label[cell - 1 + width]
                         else:
-                            value = log_add(log_blank[cell] + beta[cell + width], log_label[cell] + beta[cell + 1])
-                        beta[cell] = value
+                            blank_ahead = log_blank[cell - width]
+                            if u < labels:
+                                label_ahead = log_label[cell - width]
+                    if thread > 0:
+                        side = neighbour[((step + 1) & 1) * LATTICE_THREADS + thread - 1]
+                    elif mine > 0:
+                        side = alpha[cell - 1] if forward else beta[cell + 1]
+                    else:
+                        side = float64(0)
+                    if passed == 0 and mine == 0:
+                        own = float64(0) if forward else float64(by_blank)
+                    elif passed == 0:
+                        own = side + by_label
+                    elif mine == 0:
+                        own = own + by_blank
+                    else:
+                        own = log_add(own + by_blank, side + by_label)
+                    if forward:
+                        alpha[cell] = own
+                    else:
+                        beta[cell] = own
+                    neighbour[(step & 1) * LATTICE_THREADS + thread] = own
                 cuda.syncthreads()
+            if forward and thread < members and u == labels:
+                costs[b] = -(own + log_blank[first + frames * width - 1])
+            cuda.syncthreads()
 
     def gradient(
-        rows, utterances, hidden, logits, offsets, counts, targets, normaliser, log_blank, log_label,
-        alpha, beta, costs, weights, blank, emit, clamp, first_row, first_cell,
+        rows, utterances, hidden, logits, offsets, targets, normaliser, log_blank, log_label,
+        alpha, beta, costs, weights, blank, emit, clamp, first_row, first_cell, hidden_words,
     ):  # fmt: skip
-        """Block: a row and every gridDim.y-th label position. Thread: every THREADS-th candidate (or unit).
+        """Block: a row and every gridDim.y-th label position. Thread: every blockDim-th word of candidates.
 
         Overwrites the logits of the row's cells by their gradient; zeroes both logits and hidden of an utterance
         without a finite loss, since 0 x NaN would pass into the sums of others.
@@ -234,54 +328,87 @@ def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
         frames, labels = utterances[b, 0], utterances[b, 1]
         group = b if offsets.shape[0] > 1 else int64(0)
         likelihood, weight = -costs[b], weights[b]
-        finite = abs(likelihood) < infinity
+        finite = abs(likelihood) < wide_infinity
+        bound = real(clamp) if clamp > 0 else infinity
         for u in range(cuda.blockIdx.y, labels + 1, cuda.gridDim.y):
             here, there = cell - first_cell + u, cell + u
             if not finite:
-                for k in range(thread, counts[group], THREADS):
-                    logits[here, k] = store(real(0))
-                for k in range(thread, hidden.shape[1], THREADS):
-                    hidden[here, k] = store(real(0))
+                for word in range(thread, offsets.shape[1] // 4, cuda.blockDim.x):
+                    store4(logits, here, word, real(0), real(0), real(0), real(0))
+                for word in range(thread, hidden_words, cuda.blockDim.x):
+                    store4(hidden, here, word, real(0), real(0), real(0), real(0))
                 continue
             by_blank, by_label, label = real(0), real(0), int64(-1)
             if t + 1 < frames:
-                by_blank = math.exp(alpha[there] + log_blank[there] + beta[there + labels + 1] - likelihood)
+                by_blank = math.exp(real(alpha[there] + log_blank[there] + beta[there + labels + 1] - likelihood))
             elif u == labels:
-                by_blank = math.exp(alpha[there] + log_blank[there] - likelihood)
+                by_blank = math.exp(real(alpha[there] + log_blank[there] - likelihood))
             if u < labels:
-                by_label = math.exp(alpha[there] + log_label[there] + beta[there + 1] - likelihood)
+                by_label = math.exp(real(alpha[there] + log_label[there] + beta[there + 1] - likelihood))
                 by_label *= real(1) + real(emit)
                 label = targets[b, u]
             occupancy, lse = by_blank + by_label, normaliser[there]
-            for k in range(thread, counts[group], THREADS):
-                value = occupancy * math.exp(load(logits[here, k]) + offsets[group, k] - lse)
-                if k == blank:
-                    value -= by_blank
-                if k == label:
-                    value -= by_label
-                if clamp > 0:
-                    value = min(max(value, -real(clamp)), real(clamp))
-                logits[here, k] = store(value * weight)
+            for word in range(thread, offsets.shape[1] // 4, cuda.blockDim.x):
+                k = 4 * word
+                g0, g1, g2, g3 = load4(logits, here, word)
+                g0 = occupancy * exp(g0 + offsets[group, k] - lse)
+                g1 = occupancy * exp(g1 + offsets[group, k + 1] - lse)
+                g2 = occupancy * exp(g2 + offsets[group, k + 2] - lse)
+                g3 = occupancy * exp(g3 + offsets[group, k + 3] - lse)
+                if k // 4 == blank // 4:
+                    lane = blank % 4
+                    g0 -= by_blank if lane == 0 else real(0)
+                    g1 -= by_blank if lane == 1 else real(0)
+                    g2 -= by_blank if lane == 2 else real(0)
+                    g3 -= by_blank if lane == 3 else real(0)
+                if k // 4 == label // 4:  # -1 // 4 is -1: no label
+                    lane = label % 4
+                    g0 -= by_label if lane == 0 else real(0)
+                    g1 -= by_label if lane == 1 else real(0)
+                    g2 -= by_label if lane == 2 else real(0)
+                    g3 -= by_label if lane == 3 else real(0)
+                g0 = min(max(g0, -bound), bound) * weight
+                g1 = min(max(g1, -bound), bound) * weight
+                g2 = min(max(g2, -bound), bound) * weight
+                g3 = min(max(g3, -bound), bound) * weight
+                store4(logits, here, word, g0, g1, g2, g3)
+
+    @device
+    def pulled_back(value, h, seed, b, t, u, k, threshold, scale):
+        """A gradient at a hidden unit, taken through dropout and activation."""
+        return drop(value * slope(h / real(scale)), seed, b, t, u, k, threshold, scale)
 
     def encoder_gradient(
         rows, utterances, hidden, hidden_gradient, out, first_row, first_cell, seed, threshold, scale
     ):
-        """Block: a row. Thread: every THREADS-th unit; sums over its labels. Writes out[b, t]."""
+        """Block: a row. Thread: every blockDim-th word of units; sums over its labels. Writes out[b, t]."""
         row = first_row + cuda.blockIdx.x
         b, t, cell = rows[row, 0], rows[row, 1], rows[row, 2] - first_cell
-        for k in range(cuda.threadIdx.x, hidden.shape[1], cuda.blockDim.x):
-            total = real(0)
+        width = out.shape[2]
+        for word in range(cuda.threadIdx.x, (width + 3) // 4, cuda.blockDim.x):
+            k = 4 * word
+            s0, s1, s2, s3 = real(0), real(0), real(0), real(0)
             for u in range(utterances[b, 1] + 1):
-                a = load(hidden[cell + u, k]) / real(scale)
-                value = load(hidden_gradient[cell + u, k]) * slope(a)
-                total += drop(value, seed, b, t, u, k, threshold, scale)
-            out[b, t, k] = total
+                h0, h1, h2, h3 = load4(hidden, cell + u, word)
+                g0, g1, g2, g3 = load4(hidden_gradient, cell + u, word)
+                s0 += pulled_back(g0, h0, seed, b, t, u, k, threshold, scale)
+                s1 += pulled_back(g1, h1, seed, b, t, u, k + 1, threshold, scale)
+                s2 += pulled_back(g2, h2, seed, b, t, u, k + 2, threshold, scale)
+                s3 += pulled_back(g3, h3, seed, b, t, u, k + 3, threshold, scale)
+            out[b, t, k] = s0
+            if k + 1 < width:
+                out[b, t, k + 1] = s1
+            if k + 2 < width:
+                out[b, t, k + 2] = s2
+            if k + 3 < width:
+                out[b, t, k + 3] = s3
 
     def predictor_gradient(
         utterances, hidden, hidden_gradient, out, first_utterance, first_row, last_row, first_cell, seed, threshold,
         scale,
     ):  # fmt: skip
-        """Block: a label position (x) of an utterance (y). Thread: every THREADS-th unit; sums over the tile's frames.
+        """Block: a label position (x) of an utterance (y). Thread: every blockDim-th word of units; sums over the
+        tile's frames.
 
         Adds to out[b, u]: the tiles of a cut utterance follow each other on one stream, so the sum has one order.
         """
@@ -290,14 +417,25 @@ def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
         if u > labels:
             return
         begin, end = max(int64(0), first_row - row), min(frames, last_row - row)
-        for k in range(cuda.threadIdx.x, hidden.shape[1], cuda.blockDim.x):
-            total = real(0)
+        width = out.shape[2]
+        for word in range(cuda.threadIdx.x, (width + 3) // 4, cuda.blockDim.x):
+            k = 4 * word
+            s0, s1, s2, s3 = real(0), real(0), real(0), real(0)
             for t in range(begin, end):
                 here = cell - first_cell + t * (labels + 1) + u
-                a = load(hidden[here, k]) / real(scale)
-                value = load(hidden_gradient[here, k]) * slope(a)
-                total += drop(value, seed, b, t, u, k, threshold, scale)
-            out[b, u, k] += total
+                h0, h1, h2, h3 = load4(hidden, here, word)
+                g0, g1, g2, g3 = load4(hidden_gradient, here, word)
+                s0 += pulled_back(g0, h0, seed, b, t, u, k, threshold, scale)
+                s1 += pulled_back(g1, h1, seed, b, t, u, k + 1, threshold, scale)
+                s2 += pulled_back(g2, h2, seed, b, t, u, k + 2, threshold, scale)
+                s3 += pulled_back(g3, h3, seed, b, t, u, k + 3, threshold, scale)
+            out[b, u, k] += s0
+            if k + 1 < width:
+                out[b, u, k + 1] += s1
+            if k + 2 < width:
+                out[b, u, k + 2] += s2
+            if k + 3 < width:
+                out[b, u, k + 3] += s3
 
     return SimpleNamespace(
         hidden=hidden,
