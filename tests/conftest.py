@@ -1,14 +1,9 @@
 """Shared fixtures and the `gpu` marker."""
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-# The truths of the loss tests (tests/loss/truth.py) are importable from every test, whatever pytest's import mode.
-sys.path.insert(0, str(Path(__file__).parent / "loss"))
 
 
 def pytest_configure(config):

@@ -1,0 +1,40 @@
+"""Who imports whom: numerics and samplers know no NeMo, and importing the package is cheap."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nemo_sampled_rnnt
+
+PACKAGE = Path(nemo_sampled_rnnt.__file__).parent
+LAYERS = {"loss": {"loss"}, "sampling": {"sampling"}, "modules": {"modules", "loss", "sampling"}}
+
+
+def imports(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_run_one_way(layer):
+    for path in (PACKAGE / layer).rglob("*.py"):
+        for name in imports(path):
+            if name.startswith("nemo_sampled_rnnt."):
+                assert name.split(".")[1] in LAYERS[layer], f"{path} imports {name}"
+            if layer in ("loss", "sampling"):
+                assert name.split(".")[0] not in ("nemo", "lightning", "omegaconf"), f"{path} imports {name}"
+
+
+def test_importing_the_package_imports_no_nemo():
+    code = (
+        "import sys, nemo_sampled_rnnt, nemo_sampled_rnnt.loss, nemo_sampled_rnnt.sampling;"
+        "found = [m for m in sys.modules if m.split('.')[0] in ('nemo', 'lightning', 'omegaconf')];"
+        "assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
