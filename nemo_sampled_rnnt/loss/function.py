@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 
 from nemo_sampled_rnnt.loss.checks import check_options, check_tensors, make_problem
@@ -98,8 +100,13 @@ def transducer_loss(
         encoder, weight, targets, encoder_lengths, target_lengths, negatives, negative_log_prob, options
     )
     # The dtypes are the inputs' own: an enclosing autocast must not change them under way.
-    with torch.autocast(encoder.device.type, enabled=False):
+    with torch.autocast(encoder.device.type, enabled=False), _device_of(encoder):
         return run(encoder, predictor, weight, bias, problem)
+
+
+def _device_of(tensor: torch.Tensor):
+    """Kernels are launched on the current device: make it the tensors'."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def _implementation(impl: str, device: torch.device):
