@@ -25,6 +25,10 @@ class FiniteWatch:
         self.left_out = 0
         self._pending = None
 
+    def __getstate__(self) -> dict:
+        """A copied or pickled model takes no report under way along: CUDA events cannot travel."""
+        return self.__dict__ | {"_pending": None}
+
     def submit(self, costs: torch.Tensor) -> None:
         """Take note of a step's (B,) losses; raises FloatingPointError as described."""
         self.poll()
