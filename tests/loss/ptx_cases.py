@@ -9,10 +9,10 @@ from nemo_sampled_rnnt.loss.cuda.kernels import kernels
 def signatures(stored, real):
     """Argument types as :class:`nemo_sampled_rnnt.loss.cuda.cells.CudaCells` passes them."""
     table, lists, sums, offsets = int64[:, ::1], real[::1], real[:, :, ::1], real[:, ::1]
-    wide, cube = (int64 if stored is int16 else stored)[:, ::1], stored[:, :, ::1]
+    wide = (int64 if stored is int16 else stored)[:, ::1]
     where, dropout = (int64, int64), (int64, int64, float64)
     return {
-        "hidden": (table, table, cube, cube, wide, *where, *dropout),
+        "hidden": (table, table, wide, wide, wide, *where, int64, int64, int64, *dropout),
         "scores": (table, table, wide, offsets, table, lists, lists, lists, int64, *where),
         "alpha_beta": (table, lists, lists, *[float64[::1]] * 3, int64),
         "gradient": (

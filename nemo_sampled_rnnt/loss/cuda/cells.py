@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from nemo_sampled_rnnt.loss.cuda.kernels import LATTICE_THREADS, MOST_THREADS, compiled
-from nemo_sampled_rnnt.loss.cuda.launch import SIMULATED, BoundKernel, words
+from nemo_sampled_rnnt.loss.cuda.kernels import LATTICE_THREADS, THREADS, compiled
+from nemo_sampled_rnnt.loss.cuda.launch import BoundKernel, words
 from nemo_sampled_rnnt.loss.dropout import threshold
 from nemo_sampled_rnnt.loss.problem import Problem, accumulation_dtype
 from nemo_sampled_rnnt.loss.tiles import Tile
-
-# Blocks that share the label positions of a row: a tile of 100 rows then fills 132 multiprocessors.
-LABEL_BLOCKS = 2 if SIMULATED else 8
 
 
 class CudaCells:
@@ -42,7 +39,12 @@ class CudaCells:
         kind = str(encoder.dtype).removeprefix("torch.")
         kernels = compiled(kind, options.activation, options.dropout > 0)
         where, dropout = "ii", "iif"
-        self._hidden = BoundKernel(kernels.hidden, [rows, utterances, encoder, predictor, hidden], where + dropout)
+        self._hidden = BoundKernel(
+            kernels.hidden,
+            [rows, utterances, wide_rows(encoder), wide_rows(predictor), hidden],
+            where + "iii" + dropout,
+        )
+        self._shape = encoder.shape[1], predictor.shape[1] - 1, encoder.shape[2]
         self._scores = BoundKernel(
             kernels.scores,
             [rows, utterances, logits, offsets, targets, normaliser, log_blank, log_label],
@@ -73,8 +75,7 @@ class CudaCells:
                 "iiii" + dropout,
             )
         self._words = -(-encoder.shape[2] // 4)  # of a row of hidden
-        self._hidden_threads = power_of_two(self._words)
-        self._score_threads = power_of_two(offsets.shape[1] // 4)
+        self._hidden_threads = min(THREADS, -(-self._words // 32) * 32)
         self._dropout = (problem.seed, threshold(options.dropout), 1.0 / (1.0 - options.dropout))
 
     def _tables(self, device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,10 +89,10 @@ class CudaCells:
         return tables[: rows.numel()].view_as(rows), tables[rows.numel() :].view_as(utterances)
 
     def hidden(self, tile: Tile) -> None:
-        self._hidden((tile.rows(), 1), self._hidden_threads, *self._where(tile), *self._dropout)
+        self._hidden((tile.rows(), 1), self._hidden_threads, *self._where(tile), *self._shape, *self._dropout)
 
     def scores(self, tile: Tile) -> None:
-        self._scores(self._grid(tile), self._score_threads, self.problem.candidates.blank, *self._where(tile))
+        self._scores((tile.rows(), 1), THREADS, self.problem.candidates.blank, *self._where(tile))
 
     def lattice(self, first: int, last: int, backward: bool) -> None:
         threads = min(LATTICE_THREADS, -(-self._widest(first, last) // 32) * 32)
@@ -100,8 +101,8 @@ class CudaCells:
     def gradient(self, tile: Tile) -> None:
         options = self.problem.options
         self._gradient(
-            self._grid(tile), self._score_threads, self.problem.candidates.blank, options.fastemit_lambda,
-            options.clamp, *self._where(tile), self._words,
+            (tile.rows(), 1), THREADS, self.problem.candidates.blank, options.fastemit_lambda, options.clamp,
+            *self._where(tile), self._words,
         )  # fmt: skip
 
     def reduce(self, tile: Tile) -> None:
@@ -122,11 +123,8 @@ class CudaCells:
     def _where(self, tile: Tile) -> tuple[int, int]:
         return tile.first_row(self.sizes), tile.first_cell(self.sizes)
 
-    def _grid(self, tile: Tile) -> tuple[int, int]:
-        widest = self._widest(tile.segments[0].utterance, tile.segments[-1].utterance + 1)
-        return tile.rows(), min(LABEL_BLOCKS, widest)
 
-
-def power_of_two(count: int) -> int:
-    """Threads for so many words: the power of two at or above, from a warp to MOST_THREADS."""
-    return min(MOST_THREADS, max(32, 1 << (count - 1).bit_length()))
+def wide_rows(x: torch.Tensor) -> torch.Tensor:
+    """(B, N, H) as rows (B N, H), H padded to a multiple of four, for wide loads that start where they may."""
+    padded = torch.nn.functional.pad(x, (0, -x.shape[2] % 4)).flatten(0, 1)
+    return words(padded.clone() if padded.data_ptr() % 16 else padded)

@@ -25,12 +25,14 @@ from nemo_sampled_rnnt.loss import dropout as counter
 from nemo_sampled_rnnt.loss.cuda.launch import (
     SIMULATED,
     fast_exp,
+    merge_by_shared_memory,
+    merge_by_shuffles,
     pack_bfloat16,
     unpack_bfloat16,
-    widen_bfloat16,
 )
 
-MOST_THREADS = 4 if SIMULATED else 256  # of a block that reduces; a power of two
+WARP = 4 if SIMULATED else 32
+THREADS = 4 if SIMULATED else 256  # of a block: 8 warps
 LATTICE_THREADS = 4 if SIMULATED else 1024
 TWO_DIAGONALS = 2 * LATTICE_THREADS
 MASK, GOLDEN = counter.MASK, counter.GOLDEN
@@ -50,7 +52,7 @@ def is_kept(seed, utterance, frame, label, unit, threshold):
 
 
 def storage(kind: str, real) -> SimpleNamespace:
-    """How values of one storage type are read and written, one by one or four of a row at a time."""
+    """How values of one storage type are read and written, four of a row at a time."""
     if kind == "bfloat16":
 
         @device
@@ -61,13 +63,9 @@ def storage(kind: str, real) -> SimpleNamespace:
         def store_word(rows, i, word, a, b, c, d):
             rows[i, word] = pack_bfloat16(a, b, c, d)
 
-        return SimpleNamespace(load=widen_bfloat16, load4=load_word, store4=store_word)
+        return SimpleNamespace(load4=load_word, store4=store_word)
 
     stored = {"float64": float64, "float32": float32, "float16": real if SIMULATED else float16}[kind]
-
-    @device
-    def load(value):
-        return real(value)
 
     @device
     def load4(rows, i, word):
@@ -79,7 +77,7 @@ def storage(kind: str, real) -> SimpleNamespace:
         k = 4 * word
         rows[i, k], rows[i, k + 1], rows[i, k + 2], rows[i, k + 3] = stored(a), stored(b), stored(c), stored(d)
 
-    return SimpleNamespace(load=load, load4=load4, store4=store4)
+    return SimpleNamespace(load4=load4, store4=store4)
 
 
 def activations(activation: str, real) -> tuple:
@@ -133,7 +131,7 @@ def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
     half = kind in ("float16", "bfloat16")
     exp = fast_exp if half else math.exp
     memory = storage(kind, real)
-    load, load4, store4 = memory.load, memory.load4, memory.store4
+    load4, store4 = memory.load4, memory.store4
     activate, slope = activations(activation, real)
 
     @device
@@ -158,55 +156,69 @@ def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
             return value
 
     @device
-    def unit(encoder, predictor, b, t, u, k, seed, threshold, scale):
+    def unit(f, g, b, t, u, k, width, seed, threshold, scale):
         """One hidden unit; 0 in the padding."""
-        if k >= encoder.shape[2]:
+        if k >= width:
             return real(0)
-        value = activate(load(encoder[b, t, k]) + load(predictor[b, u, k]))
-        return drop(value, seed, b, t, u, k, threshold, scale)
+        return drop(activate(f + g), seed, b, t, u, k, threshold, scale)
 
-    def hidden(rows, utterances, encoder, predictor, out, first_row, first_cell, seed, threshold, scale):
-        """Block: a row. Thread: every blockDim-th word of units, for all labels. Writes out (cells, H)."""
+    def hidden(
+        rows, utterances, encoder, predictor, out, first_row, first_cell, frames, labels, width, seed, threshold, scale
+    ):
+        """Block: a row. Thread: every blockDim-th word of units, for all labels. Writes out (cells, H).
+
+        encoder (B frames, H) and predictor (B (labels + 1), H) are padded as the wide buffers are.
+        """
         row = first_row + cuda.blockIdx.x
         b, t, cell = rows[row, 0], rows[row, 1], rows[row, 2] - first_cell
-        for word in range(cuda.threadIdx.x, (encoder.shape[2] + 3) // 4, cuda.blockDim.x):
+        for word in range(cuda.threadIdx.x, (width + 3) // 4, cuda.blockDim.x):
             k = 4 * word
+            f0, f1, f2, f3 = load4(encoder, b * frames + t, word)
             for u in range(utterances[b, 1] + 1):
+                g0, g1, g2, g3 = load4(predictor, b * (labels + 1) + u, word)
                 store4(
                     out, cell + u, word,
-                    unit(encoder, predictor, b, t, u, k, seed, threshold, scale),
-                    unit(encoder, predictor, b, t, u, k + 1, seed, threshold, scale),
-                    unit(encoder, predictor, b, t, u, k + 2, seed, threshold, scale),
-                    unit(encoder, predictor, b, t, u, k + 3, seed, threshold, scale),
+                    unit(f0, g0, b, t, u, k, width, seed, threshold, scale),
+                    unit(f1, g1, b, t, u, k + 1, width, seed, threshold, scale),
+                    unit(f2, g2, b, t, u, k + 2, width, seed, threshold, scale),
+                    unit(f3, g3, b, t, u, k + 3, width, seed, threshold, scale),
                 )  # fmt: skip
 
     @device
     def score(logits, offsets, here, group, k):
         """z_k - log q_k of one candidate."""
         z0, z1, z2, z3 = load4(logits, here, k // 4)
-        lane = k % 4
-        z = z0 if lane == 0 else (z1 if lane == 1 else (z2 if lane == 2 else z3))
+        place = k % 4
+        z = z0 if place == 0 else (z1 if place == 1 else (z2 if place == 2 else z3))
         return z + offsets[group, k]
+
+    @device
+    def merge(top, mass, other_top, other_mass):
+        """Two (largest score, sum of exponentials relative to it) as one."""
+        high = top if top > other_top else other_top
+        if high == -infinity:
+            return high, mass + other_mass  # nothing yet, or NaN, which must be seen
+        return high, mass * exp(top - high) + other_mass * exp(other_top - high)
+
+    merge_warp = merge_by_shuffles(merge) if not SIMULATED else merge_by_shared_memory(merge, real)
 
     def scores(
         rows, utterances, logits, offsets, targets, normaliser, log_blank, log_label, blank, first_row, first_cell
     ):
-        """Block: a row and every gridDim.y-th label position. Thread: every blockDim-th word of candidates.
+        """Block: a row. Warp: every so many of its label positions. Lane: every WARP-th word of candidates.
 
-        One pass: each thread keeps the largest score and the sum of exponentials relative to it.
+        One pass: each lane keeps the largest score and the sum of exponentials relative to it.
         Writes normaliser, log_blank and log_label of the row's cells.
         """
-        largest = cuda.shared.array(MOST_THREADS, real)
-        total = cuda.shared.array(MOST_THREADS, real)
         row = first_row + cuda.blockIdx.x
-        thread = cuda.threadIdx.x
+        lane = cuda.threadIdx.x % WARP
         b, cell = rows[row, 0], rows[row, 2]
         labels = utterances[b, 1]
         group = b if offsets.shape[0] > 1 else int64(0)
-        for u in range(cuda.blockIdx.y, labels + 1, cuda.gridDim.y):
+        for u in range(cuda.threadIdx.x // WARP, labels + 1, cuda.blockDim.x // WARP):
             here = cell - first_cell + u
             top, mass = -infinity, real(0)
-            for word in range(thread, offsets.shape[1] // 4, cuda.blockDim.x):
+            for word in range(lane, offsets.shape[1] // 4, WARP):
                 k = 4 * word
                 z0, z1, z2, z3 = load4(logits, here, word)
                 z0 += offsets[group, k]
@@ -221,28 +233,13 @@ def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
                     mass = high  # NaN must be seen
                 elif top != -infinity:
                     mass += exp(z0 - top) + exp(z1 - top) + exp(z2 - top) + exp(z3 - top)
-            largest[thread] = top
-            total[thread] = mass
-            cuda.syncthreads()
-            half_block = cuda.blockDim.x // 2
-            while half_block > 0:
-                if thread < half_block:
-                    a, c = largest[thread], largest[thread + half_block]
-                    high = a if a > c else c
-                    if high != -infinity:
-                        total[thread] = total[thread] * exp(a - high) + total[thread + half_block] * exp(c - high)
-                    else:
-                        total[thread] += total[thread + half_block]  # nothing yet, or NaN
-                    largest[thread] = high
-                cuda.syncthreads()
-                half_block //= 2
-            if thread == 0:
-                lse = largest[0] + (math.log(total[0]) if total[0] > 0 else total[0] - infinity)
+            top, mass = merge_warp(top, mass, lane)
+            if lane == 0:
+                lse = top + (math.log(mass) if mass > 0 else mass - infinity)
                 normaliser[cell + u] = lse
                 log_blank[cell + u] = score(logits, offsets, here, group, blank) - lse
                 if u < labels:
                     log_label[cell + u] = score(logits, offsets, here, group, targets[b, u]) - lse
-            cuda.syncthreads()
 
     def alpha_beta(utterances, log_blank, log_label, alpha, beta, costs, first_utterance):
         """Block x: an utterance; y = 0 writes alpha and the cost, y = 1 beta. Thread: a label position.
@@ -317,25 +314,25 @@ def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
         rows, utterances, hidden, logits, offsets, targets, normaliser, log_blank, log_label,
         alpha, beta, costs, weights, blank, emit, clamp, first_row, first_cell, hidden_words,
     ):  # fmt: skip
-        """Block: a row and every gridDim.y-th label position. Thread: every blockDim-th word of candidates.
+        """Block: a row. Warp: every so many of its label positions. Lane: every WARP-th word of candidates.
 
         Overwrites the logits of the row's cells by their gradient; zeroes both logits and hidden of an utterance
         without a finite loss, since 0 x NaN would pass into the sums of others.
         """
         row = first_row + cuda.blockIdx.x
-        thread = cuda.threadIdx.x
+        lane = cuda.threadIdx.x % WARP
         b, t, cell = rows[row, 0], rows[row, 1], rows[row, 2]
         frames, labels = utterances[b, 0], utterances[b, 1]
         group = b if offsets.shape[0] > 1 else int64(0)
         likelihood, weight = -costs[b], weights[b]
         finite = abs(likelihood) < wide_infinity
         bound = real(clamp) if clamp > 0 else infinity
-        for u in range(cuda.blockIdx.y, labels + 1, cuda.gridDim.y):
+        for u in range(cuda.threadIdx.x // WARP, labels + 1, cuda.blockDim.x // WARP):
             here, there = cell - first_cell + u, cell + u
             if not finite:
-                for word in range(thread, offsets.shape[1] // 4, cuda.blockDim.x):
+                for word in range(lane, offsets.shape[1] // 4, WARP):
                     store4(logits, here, word, real(0), real(0), real(0), real(0))
-                for word in range(thread, hidden_words, cuda.blockDim.x):
+                for word in range(lane, hidden_words, WARP):
                     store4(hidden, here, word, real(0), real(0), real(0), real(0))
                 continue
             by_blank, by_label, label = real(0), real(0), int64(-1)
@@ -348,7 +345,7 @@ def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
                 by_label *= real(1) + real(emit)
                 label = targets[b, u]
             occupancy, lse = by_blank + by_label, normaliser[there]
-            for word in range(thread, offsets.shape[1] // 4, cuda.blockDim.x):
+            for word in range(lane, offsets.shape[1] // 4, WARP):
                 k = 4 * word
                 g0, g1, g2, g3 = load4(logits, here, word)
                 g0 = occupancy * exp(g0 + offsets[group, k] - lse)
@@ -356,17 +353,17 @@ def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
                 g2 = occupancy * exp(g2 + offsets[group, k + 2] - lse)
                 g3 = occupancy * exp(g3 + offsets[group, k + 3] - lse)
                 if k // 4 == blank // 4:
-                    lane = blank % 4
-                    g0 -= by_blank if lane == 0 else real(0)
-                    g1 -= by_blank if lane == 1 else real(0)
-                    g2 -= by_blank if lane == 2 else real(0)
-                    g3 -= by_blank if lane == 3 else real(0)
+                    place = blank % 4
+                    g0 -= by_blank if place == 0 else real(0)
+                    g1 -= by_blank if place == 1 else real(0)
+                    g2 -= by_blank if place == 2 else real(0)
+                    g3 -= by_blank if place == 3 else real(0)
                 if k // 4 == label // 4:  # -1 // 4 is -1: no label
-                    lane = label % 4
-                    g0 -= by_label if lane == 0 else real(0)
-                    g1 -= by_label if lane == 1 else real(0)
-                    g2 -= by_label if lane == 2 else real(0)
-                    g3 -= by_label if lane == 3 else real(0)
+                    place = label % 4
+                    g0 -= by_label if place == 0 else real(0)
+                    g1 -= by_label if place == 1 else real(0)
+                    g2 -= by_label if place == 2 else real(0)
+                    g3 -= by_label if place == 3 else real(0)
                 g0 = min(max(g0, -bound), bound) * weight
                 g1 = min(max(g1, -bound), bound) * weight
                 g2 = min(max(g2, -bound), bound) * weight
@@ -376,7 +373,8 @@ def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
     @device
     def pulled_back(value, h, seed, b, t, u, k, threshold, scale):
         """A gradient at a hidden unit, taken through dropout and activation."""
-        return drop(value * slope(h / real(scale)), seed, b, t, u, k, threshold, scale)
+        a = h / real(scale) if dropout else h
+        return drop(value * slope(a), seed, b, t, u, k, threshold, scale)
 
     def encoder_gradient(
         rows, utterances, hidden, hidden_gradient, out, first_row, first_cell, seed, threshold, scale

@@ -125,10 +125,29 @@ if SIMULATED:
         return np.array([narrow_bfloat16(x) for x in (a, b, c, d)], dtype=np.int16).view(np.int64)[0]
 
     fast_exp = math.exp
+    merge_by_shuffles = None
+
+    def merge_by_shared_memory(merge, real):
+        """The twin of :func:`merge_by_shuffles`; the simulated block is one warp of four."""
+
+        @cuda.jit(device=True)
+        def merged(top, mass, lane):
+            tops = cuda.shared.array(4, real)
+            masses = cuda.shared.array(4, real)  # on a line of its own: the simulator knows an array by its line
+            tops[lane], masses[lane] = top, mass
+            cuda.syncthreads()
+            for other in range(4):
+                if other != lane:
+                    top, mass = merge(top, mass, tops[other], masses[other])
+            cuda.syncthreads()
+            return top, mass
+
+        return merged
 
 else:
     from numba.cuda import libdevice
 
+    merge_by_shared_memory = None
     fast_exp = libdevice.fast_expf  # ex2.approx: 2 ulp, below what half precision keeps
 
     @cuda.jit(device=True, inline="always")
@@ -161,3 +180,18 @@ else:
         low = (int64(narrow_bfloat16(b)) << int64(16)) | (int64(narrow_bfloat16(a)) & int64(0xFFFF))
         high = (int64(narrow_bfloat16(d)) << int64(16)) | (int64(narrow_bfloat16(c)) & int64(0xFFFF))
         return (high << int64(32)) | (low & int64(0xFFFFFFFF))
+
+    def merge_by_shuffles(merge):
+        """A device function (top, mass, lane) -> the warp's merged (top, mass), the same in every lane."""
+
+        @cuda.jit(device=True, inline="always")
+        def merged(top, mass, lane):
+            distance = 16
+            while distance > 0:
+                other_top = cuda.shfl_xor_sync(-1, top, distance)
+                other_mass = cuda.shfl_xor_sync(-1, mass, distance)
+                top, mass = merge(top, mass, other_top, other_mass)
+                distance //= 2
+            return top, mass
+
+        return merged
