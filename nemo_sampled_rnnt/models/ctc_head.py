@@ -9,6 +9,13 @@ from nemo.collections.asr.parts.submodules.ctc_decoding import CTCBPEDecoding, C
 from nemo.utils import logging
 from omegaconf import ListConfig, OmegaConf, open_dict
 
+from nemo_sampled_rnnt.loss.reduction import reduce
+
+
+def finite_frames(encoded: torch.Tensor) -> torch.Tensor:
+    """(B, T) bool, which frames of encoder outputs (B, D, T) are finite."""
+    return encoded.isfinite().all(dim=1)
+
 
 class CTCHeadMixin:
     """Attributes ctc_decoder, ctc_loss, ctc_decoding, ctc_wer, ctc_loss_weight, from the section ``aux_ctc``."""
@@ -53,19 +60,28 @@ class CTCHeadMixin:
 
     def ctc_log_probs(self, encoded: torch.Tensor) -> torch.Tensor | None:
         """(B, T, V+1) log-probs of the head from encoder outputs (B, D, T), or None without a head."""
-        return self.ctc_decoder(encoder_output=encoded) if self.has_ctc_head else None
+        if not self.has_ctc_head:
+            return None
+        # Frames that are not finite would reach the head's weights as 0 x NaN.
+        return self.ctc_decoder(encoder_output=torch.where(finite_frames(encoded)[:, None], encoded, 0))
 
-    def add_ctc_loss(self, loss, log_probs, encoded_len, transcript, transcript_len, prefix: str, compute_wer: bool):
-        """Mix the CTC loss into the transducer's, and score the head.
+    def add_ctc_loss(
+        self, loss, encoded, log_probs, encoded_len, transcript, transcript_len, prefix: str, compute_wer: bool
+    ):
+        """Mix the CTC loss into the transducer's, and score the head; an utterance that is not finite is left out.
 
         Returns:
             The mixed loss (None stays None), and what to log.
         """
         logs = {}
         if loss is not None:
-            ctc_loss = self.ctc_loss(
-                log_probs=log_probs, targets=transcript, input_lengths=encoded_len, target_lengths=transcript_len
-            )
+            costs = torch.nn.functional.ctc_loss(
+                log_probs.transpose(0, 1), transcript.long(), encoded_len.long(), transcript_len.long(),
+                blank=self.ctc_loss._blank, reduction="none", zero_infinity=True,
+            )  # fmt: skip
+            beyond = torch.arange(encoded.shape[2], device=encoded.device) >= encoded_len[:, None]
+            usable = (finite_frames(encoded) | beyond).all(dim=1)
+            ctc_loss = reduce(costs.masked_fill(~usable, torch.nan), transcript_len, self.ctc_loss.config_reduction)
             logs[f"{prefix}ctc_loss"] = ctc_loss
             loss = (1 - self.ctc_loss_weight) * loss + self.ctc_loss_weight * ctc_loss
         if compute_wer:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from nemo.collections.asr.data.audio_to_text_dali import DALIOutputs
+from nemo.collections.asr.losses.rnnt import RNNTLoss
 from nemo.core.classes.mixins import AccessMixin
+from omegaconf import open_dict
 
 from nemo_sampled_rnnt.models.ctc_head import CTCHeadMixin
 from nemo_sampled_rnnt.models.unigram import unigram_counts
@@ -46,7 +48,7 @@ class SampledSoftmaxMixin(CTCHeadMixin):
         if log_probs is not None:
             logs["train_rnnt_loss"] = loss
             loss, ctc_logs = self.add_ctc_loss(
-                loss, log_probs, encoded_len, transcript, transcript_len, "train_", compute_wer
+                loss, encoded, log_probs, encoded_len, transcript, transcript_len, "train_", compute_wer
             )
             logs |= ctc_logs
         logs["train_loss"] = loss
@@ -75,7 +77,9 @@ class SampledSoftmaxMixin(CTCHeadMixin):
         log_probs = self.ctc_log_probs(encoded)
         if log_probs is not None:
             logs |= {} if loss is None else {"val_rnnt_loss": loss}
-            loss, ctc_logs = self.add_ctc_loss(loss, log_probs, encoded_len, transcript, transcript_len, "val_", True)
+            loss, ctc_logs = self.add_ctc_loss(
+                loss, encoded, log_probs, encoded_len, transcript, transcript_len, "val_", True
+            )
             logs |= ctc_logs
         if loss is not None:
             logs["val_loss"] = loss
@@ -96,16 +100,41 @@ class SampledSoftmaxMixin(CTCHeadMixin):
 
     def on_fit_start(self):
         super().on_fit_start()
-        self.joint.continue_draws(self.trainer.global_step)
         if self.joint.needs_unigram_counts:
             path = self.joint.sampled_softmax.unigram_counts
             counts = unigram_counts(path, self.cfg.train_ds, self.tokenizer, self.joint.vocabulary)
             self.joint.set_unigram_counts(counts)
 
+    def on_save_checkpoint(self, checkpoint):
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["sampled_softmax_draws"] = self.joint.draws
+
+    def on_load_checkpoint(self, checkpoint):
+        """A resumed run draws on instead of starting over."""
+        super().on_load_checkpoint(checkpoint)
+        self.joint.continue_draws(checkpoint.get("sampled_softmax_draws", 0))
+
+    def change_vocabulary(self, *args, **kwargs):
+        """NeMo's, which forgets FastEmit and reduction and leaves the CTC head behind."""
+        super().change_vocabulary(*args, **kwargs)
+        name, options = self.extract_rnnt_loss_cfg(self.cfg.get("loss"))
+        self.loss = RNNTLoss(
+            num_classes=self.joint.num_classes_with_blank - 1,
+            loss_name=name,
+            loss_kwargs=options,
+            reduction=self.cfg.get("rnnt_reduction", "mean_batch"),
+        )
+        self.joint.set_loss(self.loss)
+        if self.has_ctc_head:
+            with open_dict(self.cfg.aux_ctc.decoder):
+                self.cfg.aux_ctc.decoder.num_classes = -1
+            self.setup_ctc_head()
+
     def export(self, *args, **kwargs):
-        """NeMo's export; it would leave the joint unfused."""
+        """NeMo's export; it would leave joint and predictor unfit for training."""
         log_softmax = self.joint.log_softmax
         try:
             return super().export(*args, **kwargs)
         finally:
             self.joint._fuse_loss_wer, self.joint.log_softmax = True, log_softmax
+            self.decoder._rnnt_export = False

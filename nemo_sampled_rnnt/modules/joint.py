@@ -155,9 +155,9 @@ class SampledRNNTJoint(RNNTJoint):
 
     def _full_joint(self, encoder_outputs, decoder_outputs):
         """The logits (B, T, U+1, V+1), for export only."""
-        if self.training and torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             raise RuntimeError(
-                "the full joint [B, T, U, V] was asked for in training, which SampledRNNTJoint never builds: call "
+                "the full joint [B, T, U, V] was asked for with gradients, which SampledRNNTJoint never builds: call "
                 "joint.train() after an export, or pass transcripts and lengths to the fused joint"
             )
         return self.joint(encoder_outputs.transpose(1, 2), decoder_outputs.transpose(1, 2))
@@ -176,7 +176,7 @@ class SampledRNNTJoint(RNNTJoint):
                 negatives = self.sampler(transcripts, transcript_lengths, posteriors)
         output = self.joint_net[-1]
         loss, costs = transducer_loss(
-            self.project_encoder(encoder),
+            self._project_finite(encoder),
             predictor,
             output.weight,
             output.bias,
@@ -197,6 +197,16 @@ class SampledRNNTJoint(RNNTJoint):
         )
         (self._training_watch if self.training and torch.is_grad_enabled() else self._eval_watch).submit(costs)
         return loss
+
+    def _project_finite(self, encoder: torch.Tensor) -> torch.Tensor:
+        """Frames that are not finite stay so, but not through the projection: its gradient would be 0 x NaN."""
+        finite = encoder.isfinite().all(dim=2, keepdim=True)
+        return self.project_encoder(torch.where(finite, encoder, 0)).masked_fill(~finite, torch.nan)
+
+    @property
+    def draws(self) -> int:
+        """Batches of negatives drawn so far."""
+        return self._first_draw if self._sampler is None else self._sampler.draws
 
     @property
     def sampler(self) -> NegativeSampler:
