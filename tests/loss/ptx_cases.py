@@ -16,7 +16,8 @@ def signatures(stored, real):
         "scores": (table, table, wide, offsets, table, lists, lists, lists, int64, *where),
         "alpha_beta": (table, lists, lists, *[float64[::1]] * 3, int64),
         "gradient": (
-            table, table, wide, wide, offsets, table, lists, lists, lists, *[float64[::1]] * 3, lists, int64, float64, float64, *where, int64,
+            table, table, wide, wide, offsets, table, lists, lists, lists, *[float64[::1]] * 3, lists,
+            int64, float64, float64, *where, int64,
         ),
         "encoder_gradient": (table, table, wide, wide, sums, *where, *dropout),
         "predictor_gradient": (table, wide, wide, sums, int64, int64, int64, int64, *dropout),
