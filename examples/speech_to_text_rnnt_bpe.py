@@ -7,9 +7,10 @@
         model.tokenizer.dir=tokenizers/tokenizer_spe_unigram_v1024 model.tokenizer.type=bpe \
         size=small trainer.max_epochs=100
 
+On a CPU add `trainer.accelerator=cpu trainer.devices=1 trainer.strategy=auto`.
 `--config-name=fastconformer_transducer_bpe_sampled` takes the FastConformer; `--config-path` and `--config-name` take
 any other config, also one written for NeMo's script: change `model.joint._target_`.
-`init_from_nemo_model=stock.nemo` starts from a model trained before, as NeMo's fine-tuning does.
+`+init_from_nemo_model=stock.nemo` starts from a model trained before, as NeMo's fine-tuning does.
 """
 
 import lightning.pytorch as pl

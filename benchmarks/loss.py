@@ -1,0 +1,142 @@
+"""Time and memory of joint and transducer loss, forward and backward: ours, NeMo's, and the matrix products alone.
+
+    python benchmarks/loss.py --device cpu --out benchmarks/results/loss_cpu.csv
+    python benchmarks/loss.py --device cuda --workloads v16k_b16 --workspace-mib 256 4096 --out loss.csv
+
+A step starts from encoder and predictor outputs, as NeMo's fused joint does, and ends with the gradients of both and
+of all weights; drawing negatives is part of it (``draw_ms`` of it). Every row is measured in a process of its own.
+What the numbers count: measure.py; what floor_ms is: floor.py; when a row is "off": check.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from environment import environment
+from implementations import IMPLEMENTATIONS, Row, importable, rows_of
+from row import measure_row
+from table import print_results, setting
+from workloads import DEFAULT, WORKLOADS
+
+COLUMNS = ["workload", "implementation", "negatives", "workspace_mib", "median_ms", "peak_mib", "floor_ms",
+           "peak_with_gradients_mib", "draw_ms", "fused_batch_size", "loss", "check", "loss_error", "gradient_error",
+           "status", "load", "machine", "cores", "torch", "nemo", "numba", "numba_cuda", "python", "commit", "dtype",
+           "command"]  # fmt: skip
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def main() -> None:
+    options = parse()
+    if options.row:
+        print(json.dumps(measure_in_this_process(options)))
+        return
+    rows = plan(options)
+    if options.dry_run:
+        print(*(" ".join(command(row, options)) for row in rows), sep="\n")
+        return
+    where = environment(options.device)
+    results = []
+    for row in rows:
+        result = {**measure_in_a_process(row, options), **where}
+        name = f"{row.workload} {row.implementation} {setting(result)}".strip()
+        print(f"{name}: {result.get('median_ms', '-')} ms, {result['status']}", flush=True)
+        results.append(result)
+        if options.out:
+            append(options.out, result)
+    print()
+    print_results(results)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=list(DEFAULT), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="default: bfloat16 on CUDA, float32 on the CPU")
+    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), metavar="NAME", help=", ".join(WORKLOADS))
+    parser.add_argument(
+        "--implementations", nargs="+", choices=IMPLEMENTATIONS, metavar="NAME", help=", ".join(IMPLEMENTATIONS)
+    )
+    parser.add_argument("--workspace-mib", nargs="+", type=int, default=[256], help="of ours: a row for each")
+    parser.add_argument("--out", type=Path, help="CSV file that results are appended to")
+    parser.add_argument("--timeout-s", type=float, default=600, help="a row that takes longer is given up")
+    parser.add_argument("--dry-run", action="store_true", help="print the command of each row")
+    parser.add_argument("--row", nargs=2, metavar=("WORKLOAD", "IMPLEMENTATION"), help="this row, in this process")
+    parser.add_argument("--fused-batch-size", type=int, help="of NeMo's, for --row")
+    options = parser.parse_args()
+    options.dtype = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
+    return options
+
+
+def plan(options: argparse.Namespace) -> list[Row]:
+    rows = []
+    for name in options.workloads or DEFAULT[options.device]:
+        for implementation in options.implementations or IMPLEMENTATIONS:
+            if implementation == "flash_rnnt" and options.device == "cpu":
+                continue  # has no CPU side
+            if importable(implementation):
+                rows += rows_of(implementation, WORKLOADS[name], options.workspace_mib)
+            else:
+                print(f"{name} {implementation}: left out, cannot be imported")
+    return rows
+
+
+def measure_in_this_process(options: argparse.Namespace) -> dict:
+    row = Row(*options.row, options.workspace_mib[0], options.fused_batch_size)
+    return measure_row(row, torch.device(options.device), DTYPES[options.dtype])
+
+
+def command(row: Row, options: argparse.Namespace) -> list[str]:
+    """What measures this row alone."""
+    words = ["python", "benchmarks/loss.py", "--device", options.device, "--dtype", options.dtype]
+    words += ["--row", row.workload, row.implementation]
+    for flag, value in (("--workspace-mib", row.workspace_mib), ("--fused-batch-size", row.fused_batch_size)):
+        words += [flag, str(value)] if value else []
+    return words
+
+
+def measure_in_a_process(row: Row, options: argparse.Namespace) -> dict:
+    """The row's line in the results, measured or not."""
+    words = command(row, options)
+    return {
+        **asdict(row),
+        "negatives": WORKLOADS[row.workload].negatives if row.scope else 0,
+        "check": "",
+        "load": round(os.getloadavg()[0], 1),
+        **_run([sys.executable, *words[1:]], options.timeout_s),
+        "dtype": options.dtype,
+        "command": " ".join(words),
+    }
+
+
+def _run(words: list[str], timeout: float) -> dict:
+    try:
+        root = Path(__file__).parents[1]
+        process = subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return {"status": f"longer than {timeout:.0f} s"}
+    if process.returncode == 0:
+        return json.loads(process.stdout.splitlines()[-1])
+    print(process.stderr[-3000:], file=sys.stderr)
+    last = (process.stderr.strip().splitlines() or ["no message"])[-1]
+    return {"status": f"failed ({process.returncode}): {last[:200]}"}
+
+
+def append(path: Path, result: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="")
+        if new:
+            writer.writeheader()
+        writer.writerow(result)
+
+
+if __name__ == "__main__":
+    main()
