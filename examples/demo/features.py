@@ -1,4 +1,4 @@
-"""Compute the features of a data loader once: on two cores they cost a fifth of a training step.
+"""Compute the features of a data loader once: on a CPU they cost a fifth of a training step.
 
 NeMo's models take features in place of audio when a batch says so, which is how its DALI loaders hand them over; a
 batch here says the same and needs no DALI.

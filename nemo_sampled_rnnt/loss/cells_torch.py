@@ -1,4 +1,4 @@
-"""The cell operations of the tiled engine on the CPU: torch for what is wide, numba for the lattice."""
+"""The cell operations of the tiled engine on the CPU: torch for the hidden, numba for softmax and lattice."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from nemo_sampled_rnnt.loss.dropout import keep_mask
 from nemo_sampled_rnnt.loss.problem import Problem, accumulation_dtype
 from nemo_sampled_rnnt.loss.recursion import arc_posteriors, forward_log_likelihood
+from nemo_sampled_rnnt.loss.softmax_rows import differentiate, normalise
 from nemo_sampled_rnnt.loss.tiles import Segment, Tile
 
 CHUNK = 2**19  # elements worked on between two passes over memory: 2 MiB of float32 stay in a core's cache
@@ -35,17 +36,14 @@ class TorchCells:
             self._dropout_(segment, block)
 
     def scores(self, tile: Tile) -> None:
-        logits = self.workspace.logits
         for segment, part, cells in self._segments(tile):
-            offsets, target = self._offsets(segment), self._target(segment)
-            for chunk in _chunks(part, logits.shape[1]):
-                z = logits[chunk].to(offsets.dtype) + offsets
-                place = slice(cells.start + chunk.start - part.start, cells.start + chunk.stop - part.start)
-                normaliser = z.logsumexp(dim=1)
-                label = target[chunk.start - part.start : chunk.stop - part.start]
-                self.normaliser[place] = normaliser
-                self.log_blank[place] = z[:, self.problem.candidates.blank] - normaliser
-                self.log_label[place] = z.gather(1, label[:, None])[:, 0] - normaliser
+            target = self._target(segment)
+            for block, inner in self._wide_blocks(part):
+                place = slice(cells.start + inner.start, cells.start + inner.stop)
+                normalise(
+                    block, self._offsets(segment), target[inner], self.problem.candidates.blank,
+                    self.normaliser[place], self.log_blank[place], self.log_label[place],
+                )  # fmt: skip
 
     def lattice(self, first: int, last: int, backward: bool) -> None:
         for utterance in range(first, last):
@@ -65,18 +63,16 @@ class TorchCells:
             if not self.costs[utterance].isfinite():
                 logits[part], hidden[part] = 0, 0
                 continue
-            offsets, target = self._offsets(segment), self._target(segment)
+            target = self._target(segment)
             by_blank, by_label = self.by_blank[cells], self.by_label[cells] * (1 + options.fastemit_lambda)
-            for chunk in _chunks(part, logits.shape[1]):
-                inner = slice(chunk.start - part.start, chunk.stop - part.start)
-                z = logits[chunk].to(offsets.dtype).add_(offsets)
-                z.sub_(self.normaliser[cells][inner, None]).exp_()
-                z.mul_((by_blank[inner] + by_label[inner])[:, None])
-                z[:, self.problem.candidates.blank] -= by_blank[inner]
-                z.scatter_add_(1, target[inner, None], -by_label[inner, None])
-                if options.clamp > 0:
-                    z.clamp_(-options.clamp, options.clamp)
-                logits[chunk] = z.mul_(self.weights[utterance])
+            for block, inner in self._wide_blocks(part):
+                differentiate(
+                    block, self._offsets(segment), target[inner], self.problem.candidates.blank,
+                    self.normaliser[cells][inner], by_blank[inner], by_label[inner], options.clamp,
+                    self.weights[utterance].item(),
+                )  # fmt: skip
+                if block.dtype != logits.dtype:
+                    logits[part][inner] = block.to(logits.dtype)
 
     def reduce(self, tile: Tile) -> None:
         for segment, part, _ in self._segments(tile):
@@ -102,6 +98,15 @@ class TorchCells:
         b, first = segment.utterance, segment.first_frame
         width = self.problem.lattice.width(b)
         return self.encoder[b, first : first + segment.frames], self.predictor[b, :width]
+
+    def _wide_blocks(self, part: slice):
+        """(scores, slice within the part): the logits themselves, or in half precision float32 copies of some."""
+        logits = self.workspace.logits[part]
+        wide = logits.dtype == self.offsets.dtype
+        at_once = len(logits) if wide else max(1, CHUNK // logits.shape[1])
+        for first in range(0, len(logits), at_once):
+            inner = slice(first, min(first + at_once, len(logits)))
+            yield logits[inner] if wide else logits[inner].to(self.offsets.dtype), inner
 
     def _offsets(self, segment: Segment) -> torch.Tensor:
         return self.offsets[self.problem.group(segment.utterance), : self.workspace.logits.shape[1]]
@@ -149,9 +154,3 @@ class TorchCells:
 
 def _activate_(block: torch.Tensor, activation: str) -> None:
     {"relu": torch.relu_, "tanh": torch.tanh_, "sigmoid": torch.sigmoid_}[activation](block)
-
-
-def _chunks(part: slice, columns: int):
-    at_once = max(1, CHUNK // columns)
-    for first in range(part.start, part.stop, at_once):
-        yield slice(first, min(first + at_once, part.stop))
