@@ -7,12 +7,12 @@ end of each.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numba
 import torch
 
 
-@numba.njit(parallel=True, nogil=True, cache=True)
 def _normalise(scores, offsets, targets, blank, normaliser, log_blank, log_label):
     for cell in numba.prange(scores.shape[0]):
         top = -math.inf
@@ -30,7 +30,6 @@ def _normalise(scores, offsets, targets, blank, normaliser, log_blank, log_label
         log_label[cell] = scores[cell, y] + offsets[y] - lse
 
 
-@numba.njit(parallel=True, nogil=True, cache=True)
 def _differentiate(scores, offsets, targets, blank, normaliser, by_blank, by_label, clamp, weight):
     for cell in numba.prange(scores.shape[0]):
         occupancy, lse = by_blank[cell] + by_label[cell], normaliser[cell]
@@ -45,6 +44,24 @@ def _differentiate(scores, offsets, targets, blank, normaliser, by_blank, by_lab
             scores[cell, k] = value * weight
 
 
+SMALL = 2**16  # elements, below which waking other threads costs more than they save
+
+
+@cache
+def _compiled(function, parallel: bool):
+    # numba's cache on disk does not tell the two apart, so only one of them is kept there.
+    return numba.njit(parallel=parallel, nogil=True, cache=not parallel)(function)
+
+
+def _for(scores: torch.Tensor, function):
+    """The function compiled for one thread, or for as many as torch uses."""
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    parallel = threads > 1 and scores.numel() >= SMALL
+    if parallel:
+        numba.set_num_threads(threads)
+    return _compiled(function, parallel)
+
+
 def normalise(scores, offsets, targets, blank: int, normaliser, log_blank, log_label) -> None:
     """Write log-sum-exp, and the log-probs of blank and label, of each cell.
 
@@ -55,14 +72,12 @@ def normalise(scores, offsets, targets, blank: int, normaliser, log_blank, log_l
         blank: position of blank.
         normaliser, log_blank, log_label: (n,) float, written.
     """
-    _set_threads()
-    _normalise(*_arrays(scores, offsets, targets), blank, *_arrays(normaliser, log_blank, log_label))
+    _for(scores, _normalise)(*_arrays(scores, offsets, targets), blank, *_arrays(normaliser, log_blank, log_label))
 
 
 def differentiate(scores, offsets, targets, blank: int, normaliser, by_blank, by_label, clamp: float, weight: float):
     """Overwrite the scores (n, S) by their gradient; by_blank and by_label (n,) are the arcs' posteriors."""
-    _set_threads()
-    _differentiate(
+    _for(scores, _differentiate)(
         *_arrays(scores, offsets, targets), blank, *_arrays(normaliser, by_blank, by_label), clamp, weight
     )
 
@@ -70,6 +85,3 @@ def differentiate(scores, offsets, targets, blank: int, normaliser, by_blank, by
 def _arrays(*tensors: torch.Tensor):
     return (x.numpy() for x in tensors)
 
-
-def _set_threads() -> None:
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
