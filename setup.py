@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 NUMBA_CUDA = "numba-cuda[{}]>=0.30.4"  # numba's built-in CUDA target is frozen at CUDA 11.7
-DEMO = ["espeakng-loader==0.2.4", "jiwer", "matplotlib", "rich", "soundfile"]
+DEMO = ["espeakng-loader==0.2.4", "matplotlib", "rich", "soundfile"]
 
 setup(
     name="nemo_sampled_rnnt",
