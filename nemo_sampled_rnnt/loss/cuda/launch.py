@@ -151,11 +151,6 @@ else:
     fast_exp = libdevice.fast_expf  # ex2.approx: 2 ulp, below what half precision keeps
 
     @cuda.jit(device=True, inline="always")
-    def widen_bfloat16(bits):
-        """The float32 whose upper half these 16 bits are."""
-        return libdevice.int_as_float(int32(bits) << int32(16))
-
-    @cuda.jit(device=True, inline="always")
     def narrow_bfloat16(value):
         """Round a float32 to nearest even; NaN stays NaN."""
         value = float32(value)
