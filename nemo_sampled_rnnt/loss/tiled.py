@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from nemo_sampled_rnnt.loss.problem import Problem, accumulation_dtype
 from nemo_sampled_rnnt.loss.reduction import denominator, utterance_weight
 from nemo_sampled_rnnt.loss.tiles import Tile, plan_tiles
-from nemo_sampled_rnnt.loss.weights import ALIGNMENT, WeightRows, aligned
+from nemo_sampled_rnnt.loss.weights import ALIGNMENT, WeightRows, aligned, scaled
 
 
 class Workspace:
@@ -118,7 +118,7 @@ class Engine:
         problem: the checked batch.
         make_cells: the device's cell operations.
         needs: gradients to compute; none at all runs forward only and keeps O(cells) floats.
-        utterance_weights: (B,) weight of each utterance's gradient.
+        weights: (B,) weight of each utterance's gradient.
     """
 
     def __init__(self, encoder, predictor, weight, bias, problem: Problem, make_cells: CellsFactory, needs, weights):
@@ -256,13 +256,6 @@ class Gradients:
             weight,
             bias,
         )
-
-
-def scaled(gradient: torch.Tensor | None, factor: torch.Tensor, dtype: torch.dtype, keep: bool):
-    if gradient is None:
-        return None
-    product = gradient * factor if keep else gradient.mul_(factor)
-    return product.to(dtype)
 
 
 def _graph_is_kept() -> bool:

@@ -142,13 +142,19 @@ class RowGradients:
         return self._whole(self.weight, factor, weight_dtype, keep), self._whole(self.bias, factor, bias_dtype, keep)
 
     def _whole(self, gradient, factor, dtype, keep: bool):
-        if gradient is None:
-            return None
-        gradient = (gradient * factor if keep else gradient.mul_(factor)).to(dtype)
-        if self.row_ids is None:
+        gradient = scaled(gradient, factor, dtype, keep)
+        if gradient is None or self.row_ids is None:
             return gradient
         whole = gradient.new_zeros(self.total_rows, *gradient.shape[1:])
         return whole.index_add_(0, self.row_ids, gradient)
+
+
+def scaled(gradient: torch.Tensor | None, factor: torch.Tensor, dtype: torch.dtype, keep: bool):
+    """gradient x factor in ``dtype``, in place unless it must be kept; None stays None."""
+    if gradient is None:
+        return None
+    product = gradient * factor if keep else gradient.mul_(factor)
+    return product.to(dtype)
 
 
 def aligned(size: int) -> int:
