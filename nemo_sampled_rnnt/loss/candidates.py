@@ -13,15 +13,23 @@ from dataclasses import dataclass
 
 import torch
 
+ALIGNMENT = 8  # elements; 16 bytes in half precision, which tensor cores and wide loads want
+
+
+def aligned(size: int) -> int:
+    """``size`` rounded up to ALIGNMENT."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
 
 @dataclass(frozen=True)
 class Candidates:
-    """Candidate sets of a batch, padded to one size.
+    """Candidate sets of a batch, padded to one size, a multiple of ALIGNMENT.
 
     Attributes:
         ids: (G, S) int64 rows of the weight, G = B (scope utterance) or 1 (scope batch), or None: all rows.
-            Position 0 is blank, then ascending labels and negatives; padding repeats blank.
-        log_q: (G, S) log inclusion probabilities, 0 for blank and positives, or None: all 0.
+            Position 0 is blank, the others stand in any order; padding repeats blank.
+        log_q: (G, S) log inclusion probabilities, 0 for blank and positives, inf in the padding, which takes it out
+            of the softmax; or None: all rows, and all 0.
         count: (G,) int64, candidates in each set, on the device.
         blank: position of blank in a set.
         target: (B, U) int64, position of each target in its set.
@@ -85,14 +93,14 @@ def gather_candidates(
     else:
         target = 1 + torch.searchsorted(ids, targets.contiguous())
 
-    log_q = None
+    log_q = torch.zeros(1, device=ids.device)
     if negative_log_prob is not None:
         probability = negative_log_prob.reshape(ids.shape[0], -1)
         probability = torch.cat([probability.new_zeros(labels.shape), probability], dim=1)
         log_q = probability.gather(1, order).gather(1, place)
-        log_q = torch.where(ids == nothing, torch.zeros_like(log_q), log_q)
-        log_q = torch.cat([log_q.new_zeros(log_q.shape[0], 1), log_q], dim=1)
-
-    blank = ids.new_full((ids.shape[0], 1), vocabulary)
-    ids = torch.cat([blank, torch.where(ids == nothing, vocabulary, ids)], dim=1)
+    log_q = torch.where(ids == nothing, torch.inf, log_q)
+    padding = aligned(ids.shape[1] + 1) - ids.shape[1] - 1
+    ids = torch.nn.functional.pad(ids.clamp(max=vocabulary), (1, padding), value=vocabulary)
+    log_q = torch.nn.functional.pad(log_q, (0, padding), value=torch.inf)
+    log_q = torch.cat([log_q.new_zeros(len(log_q), 1), log_q], dim=1)
     return Candidates(ids=ids, log_q=log_q, count=count, blank=0, target=target)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from nemo_sampled_rnnt.loss.dropout import keep_mask
@@ -30,15 +32,15 @@ class TorchCells:
     def hidden(self, tile: Tile) -> None:
         for segment, part, _ in self._segments(tile):
             frames, width = self._inputs(segment)
-            block = self.workspace.hidden[part].view(segment.frames, width.shape[0], -1)
+            block = self.workspace.hidden_and_one[part, : width.shape[1]].view(segment.frames, width.shape[0], -1)
             torch.add(frames[:, None], width[None], out=block)
             _activate_(block, self.problem.options.activation)
             self._dropout_(segment, block)
 
-    def scores(self, tile: Tile) -> None:
+    def scores(self, tile: Tile, logits: torch.Tensor) -> None:
         for segment, part, cells in self._segments(tile):
             target = self._target(segment)
-            for block, inner in self._wide_blocks(part):
+            for block, inner in self._wide_blocks(logits[part]):
                 place = slice(cells.start + inner.start, cells.start + inner.stop)
                 normalise(
                     block, self._offsets(segment), target[inner], self.problem.candidates.blank,
@@ -56,8 +58,8 @@ class TorchCells:
             else:
                 self.costs[utterance] = -forward_log_likelihood(log_blank, log_label)
 
-    def gradient(self, tile: Tile) -> None:
-        hidden, logits, options = self.workspace.hidden, self.workspace.logits, self.problem.options
+    def gradient(self, tile: Tile, logits: torch.Tensor) -> None:
+        hidden, options = self.workspace.hidden_and_one[:, : self.encoder.shape[2]], self.problem.options
         for segment, part, cells in self._segments(tile):
             utterance = segment.utterance
             if not self.costs[utterance].isfinite():
@@ -65,7 +67,7 @@ class TorchCells:
                 continue
             target = self._target(segment)
             by_blank, by_label = self.by_blank[cells], self.by_label[cells] * (1 + options.fastemit_lambda)
-            for block, inner in self._wide_blocks(part):
+            for block, inner in self._wide_blocks(logits[part]):
                 differentiate(
                     block, self._offsets(segment), target[inner], self.problem.candidates.blank,
                     self.normaliser[cells][inner], by_blank[inner], by_label[inner], options.clamp,
@@ -74,12 +76,13 @@ class TorchCells:
                 if block.dtype != logits.dtype:
                     logits[part][inner] = block.to(logits.dtype)
 
-    def reduce(self, tile: Tile) -> None:
+    def reduce(self, tile: Tile, hidden_gradient: torch.Tensor) -> None:
+        hidden = self.workspace.hidden_and_one[:, : self.encoder.shape[2]]
         for segment, part, _ in self._segments(tile):
             frames, width = self._inputs(segment)
             shape = (segment.frames, len(width), -1)
-            gradient = self.workspace.hidden_gradient[part].view(shape)
-            self._through_activation_(segment, self.workspace.hidden[part].view(shape), gradient)
+            gradient = hidden_gradient[part, : hidden.shape[1]].view(shape)
+            self._through_activation_(segment, hidden[part].view(shape), gradient)
             b, t = segment.utterance, slice(segment.first_frame, segment.first_frame + segment.frames)
             if self.needs.encoder:
                 self.encoder_gradient[b, t] = gradient.sum(dim=1, dtype=self.encoder_gradient.dtype)
@@ -88,20 +91,17 @@ class TorchCells:
 
     def _segments(self, tile: Tile):
         """(segment, slice of the tile's cells, slice of the lattice's cells)."""
-        first, cell = 0, tile.first_cell(self.problem.lattice)
         for segment in tile.segments:
-            size = segment.frames * self.problem.lattice.width(segment.utterance)
-            yield segment, slice(first, first + size), slice(cell + first, cell + first + size)
-            first += size
+            part = segment.cells
+            yield segment, part, slice(tile.first_cell + part.start, tile.first_cell + part.stop)
 
     def _inputs(self, segment: Segment):
         b, first = segment.utterance, segment.first_frame
         width = self.problem.lattice.width(b)
         return self.encoder[b, first : first + segment.frames], self.predictor[b, :width]
 
-    def _wide_blocks(self, part: slice):
-        """(scores, slice within the part): the logits themselves, or in half precision float32 copies of some."""
-        logits = self.workspace.logits[part]
+    def _wide_blocks(self, logits: torch.Tensor):
+        """(scores, slice of the cells): the logits themselves, or in half precision float32 copies of some."""
         wide = logits.dtype == self.offsets.dtype
         at_once = len(logits) if wide else max(1, CHUNK // logits.shape[1])
         for first in range(0, len(logits), at_once):
@@ -109,7 +109,7 @@ class TorchCells:
             yield logits[inner] if wide else logits[inner].to(self.offsets.dtype), inner
 
     def _offsets(self, segment: Segment) -> torch.Tensor:
-        return self.offsets[self.problem.group(segment.utterance), : self.workspace.logits.shape[1]]
+        return self.offsets[self.problem.group(segment.utterance)]
 
     def _target(self, segment: Segment) -> torch.Tensor:
         """(cells,) position of the next label; in the last column, which has none, blank's (with posterior 0)."""
@@ -149,7 +149,8 @@ class TorchCells:
         at_once = max(1, CHUNK // (block.shape[1] * block.shape[2]))
         for first in range(0, segment.frames, at_once):
             frames = min(at_once, segment.frames - first)
-            yield Segment(segment.utterance, segment.first_frame + first, frames), slice(first, first + frames)
+            part = replace(segment, first_frame=segment.first_frame + first, frames=frames)
+            yield part, slice(first, first + frames)
 
 
 def _activate_(block: torch.Tensor, activation: str) -> None:

@@ -7,10 +7,11 @@ targets, negatives) is condensed on the device and read together with the length
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
-from nemo_sampled_rnnt.loss.candidates import Candidates, every_label, gather_candidates
+from nemo_sampled_rnnt.loss.candidates import aligned, every_label, gather_candidates
 from nemo_sampled_rnnt.loss.dropout import draw_seed
 from nemo_sampled_rnnt.loss.lattice import Lattice
 from nemo_sampled_rnnt.loss.problem import ACTIVATIONS, IMPLEMENTATIONS, REDUCTIONS, Options, Problem
@@ -97,34 +98,57 @@ def check_tensors(encoder, predictor, weight, bias, targets, encoder_lengths, ta
             raise ValueError(f"negative_log_prob must be floating point, got {log_prob.dtype}")
 
 
-def make_problem(
-    encoder, weight, targets, encoder_lengths, target_lengths, negatives, negative_log_prob, options: Options
-) -> Problem:
-    """Gather the candidates, read the device once, and raise ValueError for lengths and ids out of range."""
-    vocabulary = weight.shape[0] - 1
-    longest = targets.shape[1]
-    targets, target_lengths = targets.long(), target_lengths.long()
-    labelled = torch.arange(longest, device=targets.device) < target_lengths[:, None]
+def survey(encoder_lengths, target_lengths, targets, negatives, negative_log_prob, vocabulary: int):
+    """Gather the candidates of a batch, and what must be checked, with one read of the device.
 
+    Args:
+        encoder_lengths, target_lengths: (B,) int64.
+        targets: (B, U) int64.
+        negatives, negative_log_prob: see :func:`sampled_rnnt_loss`, int64 and float, or None.
+        vocabulary: V.
+
+    Returns:
+        A list of integers: for each utterance frames, then for each labels, then position and value of the first bad
+        target (position -1: none); with negatives, for each set count, position and value of the first bad
+        negative, and whether a log-prob is improper.
+        The candidates.
+        (B, 4) table of the utterances on the device, where kernels want it, or None.
+    """
+    labelled = torch.arange(targets.shape[1], device=targets.device) < target_lengths[:, None]
     bad_target = labelled & ((targets < 0) | (targets >= vocabulary))
-    columns = [encoder_lengths.long(), target_lengths, *_first_bad(bad_target, targets)]
+    columns = [encoder_lengths, target_lengths, *_first_bad(bad_target, targets)]
     if negatives is None:
-        candidates = every_label(targets, vocabulary)
-        groups = []
-    else:
-        negatives = negatives.long()
-        log_prob = None if negative_log_prob is None else negative_log_prob.detach()
-        candidates = gather_candidates(targets, labelled, negatives, log_prob, vocabulary)
-        rows = negatives.reshape(candidates.ids.shape[0], -1)
-        bad = (rows < -1) | (rows >= vocabulary)
-        groups = [candidates.count, *_first_bad(bad, rows)]
-        if log_prob is not None:
-            improper = (rows >= 0) & ~(log_prob.reshape(rows.shape) <= 1e-4)
-            groups.append(improper.any(dim=1).long())
+        return torch.cat(columns).tolist(), every_label(targets, vocabulary), None
+    candidates = gather_candidates(targets, labelled, negatives, negative_log_prob, vocabulary)
+    rows = negatives.reshape(candidates.ids.shape[0], -1)
+    improper = torch.zeros_like(candidates.count)
+    if negative_log_prob is not None:
+        improper = ((rows >= 0) & ~(negative_log_prob.reshape(rows.shape) <= 1e-4)).any(dim=1).long()
+    columns += [candidates.count, *_first_bad((rows < -1) | (rows >= vocabulary), rows), improper]
+    return torch.cat(columns).tolist(), candidates, None
 
-    packed = torch.cat([*columns, *groups]).tolist()  # the one read of the device
-    batch = encoder.shape[0]
-    frames, labels, bad_at, bad_value = (packed[i * batch : (i + 1) * batch] for i in range(4))
+
+def make_problem(
+    encoder, weight, targets, encoder_lengths, target_lengths, negatives, negative_log_prob, options: Options,
+    survey=survey,
+) -> Problem:  # fmt: skip
+    """Gather the candidates, read the device once, and raise ValueError for lengths and ids out of range.
+
+    Args:
+        survey: :func:`survey`, or what does its work on this device.
+    """
+    vocabulary = weight.shape[0] - 1
+    batch, longest = targets.shape
+    target_lengths = target_lengths.long()
+    numbers, candidates, table = survey(
+        encoder_lengths.long(),
+        target_lengths,
+        targets.long(),
+        None if negatives is None else negatives.long(),
+        None if negative_log_prob is None else negative_log_prob.detach(),
+        vocabulary,
+    )
+    frames, labels, bad_at, bad_value = (numbers[i * batch : (i + 1) * batch] for i in range(4))
     _check_lengths("encoder_lengths", frames, 1, encoder.shape[1], "the frames of encoder")
     _check_lengths("target_lengths", labels, 0, longest, "the columns of targets")
     for utterance, position in enumerate(bad_at):
@@ -137,19 +161,14 @@ def make_problem(
             )
 
     count = [vocabulary + 1]
-    if groups:
-        size = candidates.ids.shape[0]
-        table = [packed[4 * batch + i * size : 4 * batch + (i + 1) * size] for i in range(len(groups))]
-        _check_negatives(table, per_utterance=negatives.dim() == 2, vocabulary=vocabulary)
-        count = table[0]
-        largest = max(count)
-        candidates = Candidates(
-            ids=candidates.ids[:, :largest],
-            log_q=None if candidates.log_q is None else candidates.log_q[:, :largest],
-            count=candidates.count,
-            blank=candidates.blank,
-            target=candidates.target,
-        )
+    if negatives is not None:
+        groups = len(candidates.ids)
+        sets = [numbers[4 * batch + i * groups : 4 * batch + (i + 1) * groups] for i in range(4)]
+        _check_negatives(sets, per_utterance=negatives.dim() == 2, vocabulary=vocabulary)
+        count = sets[0]
+        largest = aligned(max(count))
+        ids, log_q = candidates.ids[:, :largest], candidates.log_q[:, :largest]
+        candidates = replace(candidates, ids=ids, log_q=log_q)
     return Problem(
         lattice=Lattice(frames, labels),
         candidates=candidates,
@@ -157,6 +176,7 @@ def make_problem(
         target_lengths=target_lengths,
         options=options,
         seed=draw_seed(options.dropout),
+        table=table,
     )
 
 
@@ -196,7 +216,7 @@ def _check_negatives(table: list[list[int]], per_utterance: bool, vocabulary: in
                 f"negatives[{where}{table[1][group]}] is {table[2][group]}, but negatives must lie in "
                 f"[0, {vocabulary}), or be -1 for padding{f'; utterance {group}' if per_utterance else ''}"
             )
-        if len(table) > 3 and table[3][group]:
+        if table[3][group]:
             raise ValueError(
                 f"negative_log_prob[{where}...] must hold log probabilities (at most 0, no NaN)"
                 f"{f'; utterance {group}' if per_utterance else ''}"

@@ -6,7 +6,7 @@ import contextlib
 
 import torch
 
-from nemo_sampled_rnnt.loss.checks import check_options, check_tensors, make_problem
+from nemo_sampled_rnnt.loss.checks import check_options, check_tensors, make_problem, survey
 from nemo_sampled_rnnt.loss.finite import FiniteWatch
 from nemo_sampled_rnnt.loss.problem import Options
 
@@ -95,12 +95,12 @@ def transducer_loss(
     check_tensors(
         encoder, predictor, weight, bias, targets, encoder_lengths, target_lengths, negatives, negative_log_prob
     )
-    run = _implementation(options.impl, encoder.device)
-    problem = make_problem(
-        encoder, weight, targets, encoder_lengths, target_lengths, negatives, negative_log_prob, options
-    )
+    run, survey = _implementation(options.impl, encoder.device)
     # The dtypes are the inputs' own: an enclosing autocast must not change them under way.
     with torch.autocast(encoder.device.type, enabled=False), _device_of(encoder):
+        problem = make_problem(
+            encoder, weight, targets, encoder_lengths, target_lengths, negatives, negative_log_prob, options, survey
+        )
         return run(encoder, predictor, weight, bias, problem)
 
 
@@ -110,21 +110,22 @@ def _device_of(tensor: torch.Tensor):
 
 
 def _implementation(impl: str, device: torch.device):
+    """What computes the loss of a checked batch, and what surveys the batch before."""
     if impl == "auto":
         impl = "cuda" if device.type == "cuda" else "cpu"
     if impl == "reference":
         from nemo_sampled_rnnt.loss.reference import reference_loss
 
-        return reference_loss
+        return reference_loss, survey
     from nemo_sampled_rnnt.loss.tiled import TiledLoss
 
     if impl == "cuda":
-        from nemo_sampled_rnnt.loss.cuda import cuda_cells
+        from nemo_sampled_rnnt.loss.cuda import cuda_implementation
 
-        make_cells = cuda_cells(device)
-    else:
-        if device.type != "cpu":
-            raise ValueError(f"impl='cpu' works on CPU tensors, but encoder is on {device}: use impl='cuda'")
-        from nemo_sampled_rnnt.loss.cells_torch import TorchCells as make_cells
+        make_cells, cuda_survey = cuda_implementation(device)
+        return lambda *inputs: TiledLoss.apply(*inputs, make_cells), cuda_survey
+    if device.type != "cpu":
+        raise ValueError(f"impl='cpu' works on CPU tensors, but encoder is on {device}: use impl='cuda'")
+    from nemo_sampled_rnnt.loss.cells_torch import TorchCells
 
-    return lambda *inputs: TiledLoss.apply(*inputs, make_cells)
+    return lambda *inputs: TiledLoss.apply(*inputs, TorchCells), survey

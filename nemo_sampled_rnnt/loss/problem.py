@@ -38,6 +38,7 @@ class Problem:
         target_lengths: (B,) int64 on the device.
         options: the scalar arguments.
         seed: of the dropout mask.
+        table: (B, 4) int64 on the device, sizes and places of each utterance, for kernels; else None.
     """
 
     lattice: Lattice
@@ -46,6 +47,7 @@ class Problem:
     target_lengths: torch.Tensor
     options: Options
     seed: int
+    table: torch.Tensor | None = None
 
     @property
     def per_utterance(self) -> bool:

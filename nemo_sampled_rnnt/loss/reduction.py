@@ -1,10 +1,10 @@
 """From a loss for each utterance to the loss of the batch; an utterance without a finite loss has no part in it.
 
-    sum          sum_b l_b
-    mean_batch   sum_b l_b / #finite                       (standard: NeMo's default)
-    mean         sum_b (l_b / max(U_b, 1)) / #finite
-    mean_volume  sum_b l_b / max(sum_b U_b, 1)             sums over finite utterances
-    None         l, with 0 for the utterances left out
+sum          sum_b l_b
+mean_batch   sum_b l_b / #finite                       (standard: NeMo's default)
+mean         sum_b (l_b / max(U_b, 1)) / #finite
+mean_volume  sum_b l_b / max(sum_b U_b, 1)             sums over finite utterances
+None         l, with 0 for the utterances left out
 """
 
 from __future__ import annotations

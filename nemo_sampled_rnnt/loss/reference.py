@@ -34,10 +34,7 @@ def reference_loss(encoder, predictor, weight, bias, problem: Problem) -> tuple[
     accumulate = accumulation_dtype(encoder.dtype)  # their gradients are summed over utterances in this dtype
     weight, bias = weight.to(accumulate), bias.to(accumulate)
     costs = torch.stack(
-        [
-            utterance_loss(encoder[b], predictor[b], weight, bias, problem, b)
-            for b in range(problem.lattice.utterances)
-        ]
+        [utterance_loss(encoder[b], predictor[b], weight, bias, problem, b) for b in range(problem.lattice.utterances)]
     )
     return reduce(costs, problem.target_lengths, problem.options.reduction), costs.detach()
 

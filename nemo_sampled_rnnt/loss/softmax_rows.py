@@ -84,4 +84,3 @@ def differentiate(scores, offsets, targets, blank: int, normaliser, by_blank, by
 
 def _arrays(*tensors: torch.Tensor):
     return (x.numpy() for x in tensors)
-

@@ -7,26 +7,33 @@ cell, the lattice, the logits turned into their gradient in place,
     p~(k) = exp(z_k - log q_k - log-sum-exp)
 
 and from it the gradients of weight, bias and hidden, summed over u and t. Nothing of size cells x H or
-cells x S outlives the visit. An utterance larger than the workspace is visited twice: its rows are scored for
-the lattice first, and scored again for the gradient. The steps on single cells are a :class:`Cells` of the
-device: ``cells_torch.py`` for the CPU, ``cuda/`` for the GPU.
+cells x S outlives the visit. An utterance larger than the workspace is cut: all its rows are scored for the
+lattice, and those that are no longer in the workspace again for the gradient. The steps on single cells are a
+:class:`Cells` of the device: ``cells_torch.py`` for the CPU, ``cuda/`` for the GPU.
 
 Design: ours (after NeMo's fused joint, which still keeps every sub-batch for backward).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Protocol
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from nemo_sampled_rnnt.loss.candidates import ALIGNMENT, aligned
+from nemo_sampled_rnnt.loss.own_rows import OwnRows
 from nemo_sampled_rnnt.loss.problem import Problem, accumulation_dtype
 from nemo_sampled_rnnt.loss.reduction import denominator, utterance_weight
+from nemo_sampled_rnnt.loss.row_gradients import scaled
+from nemo_sampled_rnnt.loss.shared_rows import SharedRows
 from nemo_sampled_rnnt.loss.tiles import Tile, plan_tiles
-from nemo_sampled_rnnt.loss.weights import ALIGNMENT, WeightRows, aligned, scaled
+
+logger = logging.getLogger("nemo_sampled_rnnt")
 
 
 class Workspace:
@@ -40,53 +47,59 @@ class Workspace:
         width: H.
         columns, stride: S, and the elements from one row of logits to the next.
         like: a tensor of the compute dtype and device.
-        backward: a gradient goes to the hidden.
 
     Attributes:
-        hidden: (cells, H), of hidden_and_one (cells, aligned H + ALIGNMENT).
-        logits: (cells, S), then their gradient; of logits_padded (cells, stride), zero in the padding.
-        hidden_gradient: (cells, H), of hidden_gradient_padded (cells, aligned H); None without ``backward``.
+        hidden_and_one: (cells, aligned H + ALIGNMENT).
     """
 
-    def __init__(self, cells: int, width: int, columns: int, stride: int, like: torch.Tensor, backward: bool):
+    def __init__(self, cells: int, width: int, columns: int, stride: int, like: torch.Tensor):
+        self._cells, self._width, self._columns, self._stride, self._like = cells, width, columns, stride, like
         self.hidden_and_one = like.new_empty(cells, aligned(width) + ALIGNMENT)
-        self.hidden_and_one[:, width:] = 0
-        self.hidden_and_one[:, aligned(width)] = 1
-        self.hidden = self.hidden_and_one[:, :width]
-        self.logits_padded = like.new_empty(cells, stride)
-        self.logits_padded[:, columns:] = 0
-        self.logits = self.logits_padded[:, :columns]
-        self.hidden_gradient_padded = like.new_empty(cells, aligned(width)) if backward else None
-        self.hidden_gradient = self.hidden_gradient_padded[:, :width] if backward else None
+        if not like.is_cuda:  # there the kernel of the hidden writes them
+            self.hidden_and_one[:, width:] = 0
+            self.hidden_and_one[:, aligned(width)] = 1
+
+    @cached_property
+    def logits(self) -> torch.Tensor:
+        """(cells, stride), then their gradient; zero in the padding."""
+        logits = self._like.new_empty(self._cells, self._stride)
+        if self._columns < self._stride:
+            logits[:, self._columns :] = 0
+        return logits
+
+    @cached_property
+    def hidden_gradient(self) -> torch.Tensor:
+        """(cells, aligned H)."""
+        return self._like.new_empty(self._cells, aligned(self._width))
 
     @staticmethod
-    def bytes_per_cell(width: int, stride: int, itemsize: int) -> int:
+    def bytes_per_cell(width: int, stride: int, itemsize: int, backward: bool) -> int:
         """Hidden with its ones, gradient of the hidden, and logits of every candidate."""
-        return (2 * aligned(width) + ALIGNMENT + stride) * itemsize
+        return ((1 + backward) * aligned(width) + ALIGNMENT + stride) * itemsize
 
 
 class Cells(Protocol):
-    """What a device does with the cells of a tile, in the workspace it was made with."""
+    """What a device does with the cells of a tile; buffers begin with the tile's first cell."""
 
     costs: torch.Tensor  # (B,) float64
     encoder_gradient: torch.Tensor | None
     predictor_gradient: torch.Tensor | None
 
     def hidden(self, tile: Tile) -> None:
-        """Write dropout(act(f[t] + g[u])) to the workspace's hidden."""
+        """Write dropout(act(f[t] + g[u])) to the workspace's hidden_and_one."""
 
-    def scores(self, tile: Tile) -> None:
-        """From the logits, keep log-sum-exp and the log-probs of blank and label."""
+    def scores(self, tile: Tile, logits: torch.Tensor) -> None:
+        """From the (cells, stride) logits, keep log-sum-exp and the log-probs of blank and label."""
 
     def lattice(self, first: int, last: int, backward: bool) -> None:
         """Costs, and with ``backward`` what the arcs' posteriors need, of utterances first..last-1."""
 
-    def gradient(self, tile: Tile) -> None:
+    def gradient(self, tile: Tile, logits: torch.Tensor) -> None:
         """Turn logits into their gradient in place; zero it and hidden for an utterance without a finite loss."""
 
-    def reduce(self, tile: Tile) -> None:
-        """Take the hidden's gradient through dropout and activation, and sum it: over u for the encoder, over t
-        for the predictor."""
+    def reduce(self, tile: Tile, hidden_gradient: torch.Tensor) -> None:
+        """Take the hidden's (cells, aligned H) gradient through dropout and activation, and sum it: over u for the
+        encoder, over t for the predictor."""
 
 
 @dataclass
@@ -111,7 +124,7 @@ CellsFactory = Callable[..., Cells]
 
 
 class Engine:
-    """One pass over a batch.
+    """One pass over a batch; everything it needs is allocated before the first tile.
 
     Args:
         encoder, predictor, weight, bias: detached inputs, see :func:`sampled_rnnt_loss`.
@@ -119,22 +132,26 @@ class Engine:
         make_cells: the device's cell operations.
         needs: gradients to compute; none at all runs forward only and keeps O(cells) floats.
         weights: (B,) weight of each utterance's gradient.
+        workspace_bytes: for hidden, its gradient and logits of a tile.
     """
 
-    def __init__(self, encoder, predictor, weight, bias, problem: Problem, make_cells: CellsFactory, needs, weights):
-        self.problem, self.needs = problem, needs
+    def __init__(
+        self, encoder, predictor, weight, bias, problem: Problem, make_cells: CellsFactory, needs, weights,
+        workspace_bytes: int,
+    ):  # fmt: skip
+        self.needs = needs
         # In half precision gradients of the logits at unit scale underflow: 2^8 shifts them to where float16 is dense.
         self.scale = 256.0 if encoder.dtype == torch.float16 else 1.0
-        self.rows = WeightRows(weight, bias, problem, encoder.dtype, needs)
+        self.rows = rows_class(problem, encoder)(weight, bias, problem, encoder.dtype, needs, workspace_bytes // 8)
         width, stride = encoder.shape[2], self.rows.stride
-        cell_bytes = Workspace.bytes_per_cell(width, stride, encoder.element_size())
-        budget = problem.options.workspace_mib * 2**20
+        self.width = width
+        cell_bytes = Workspace.bytes_per_cell(width, stride, encoder.element_size(), needs.hidden)
         if encoder.device.type == "cpu":  # caches are small: past some size a larger tile is only more memory
             largest = max(t * (u + 1) for t, u in zip(problem.lattice.frames, problem.lattice.labels, strict=True))
-            budget = min(budget, max(32 * 2**20, largest * cell_bytes))
-        self.tiles = plan_tiles(problem.lattice, cell_bytes, budget)
-        most = max(tile.cells(problem.lattice) for tile in self.tiles)
-        self.workspace = Workspace(most, width, self.rows.columns, stride, encoder, needs.hidden)
+            workspace_bytes = min(workspace_bytes, max(32 * 2**20, largest * cell_bytes))
+        self.visits = plan_tiles(problem.lattice, cell_bytes, workspace_bytes, self.rows.utterance_bytes)
+        self.largest_tile = max(tile.cells for tiles in self.visits for tile in tiles)
+        self.workspace = Workspace(self.largest_tile, width, self.rows.columns, stride, encoder)
         self.cells = make_cells(
             encoder.contiguous(),
             predictor.to(encoder.dtype).contiguous(),
@@ -144,47 +161,93 @@ class Engine:
             needs,
             weights * self.scale,
         )
+        self.rows.prepare(self.visits)
 
     def run(self) -> None:
         """Visit every tile; afterwards costs and gradients lie in ``cells`` and ``rows``."""
-        cut: list[Tile] = []
-        for tile in self.tiles:
-            if cut and cut[0].segments[0].utterance != tile.segments[0].utterance:
-                self._finish_cut(cut)
-                cut = []
-            self._score(tile)
-            self.cells.scores(tile)
-            if not tile.whole:
-                cut.append(tile)
-                continue
-            self.cells.lattice(tile.segments[0].utterance, tile.segments[-1].utterance + 1, self.needs.any)
+        for tiles in self.visits:
+            for tile in tiles:
+                logits = self._logits(tile)
+                self.cells.scores(tile, logits)
+            self.cells.lattice(tiles[0].first_utterance, tiles[-1].last_utterance, self.needs.any)
             if self.needs.any:
-                self._backward(tile)
-        if cut:
-            self._finish_cut(cut)
+                *earlier, last = tiles
+                self._backward(last, logits)
+                for tile in earlier:  # these are no longer in the workspace
+                    self._backward(tile, self._logits(tile))
 
-    def _finish_cut(self, cut: list[Tile]) -> None:
-        """All rows of an utterance are scored: its lattice, then score again for the gradient."""
-        utterance = cut[0].segments[0].utterance
-        self.cells.lattice(utterance, utterance + 1, self.needs.any)
-        if self.needs.any:
-            for tile in cut:
-                self._score(tile)
-                self._backward(tile)
-
-    def _score(self, tile: Tile) -> None:
-        cells = tile.cells(self.problem.lattice)
+    def _logits(self, tile: Tile) -> torch.Tensor:
         self.cells.hidden(tile)
-        self.rows.logits(tile, self.workspace.hidden[:cells], self.workspace.logits[:cells])
+        width, workspace = self.width, self.workspace
+        hidden = workspace.hidden_and_one[: tile.cells, :width]
+        return self.rows.logits(tile, hidden, lambda: workspace.logits[: tile.cells])
 
-    def _backward(self, tile: Tile) -> None:
-        cells = tile.cells(self.problem.lattice)
-        logits = self.workspace.logits[:cells]
-        self.cells.gradient(tile)
-        self.rows.accumulate(tile, self.workspace.hidden_and_one[:cells], logits)
+    def _backward(self, tile: Tile, logits: torch.Tensor) -> None:
+        workspace = self.workspace
+        self.cells.gradient(tile, logits)
+        self.rows.accumulate(tile, workspace.hidden_and_one[: tile.cells], logits)
         if self.needs.hidden:
-            self.rows.hidden_gradient(tile, logits, self.workspace.hidden_gradient[:cells])
-            self.cells.reduce(tile)
+            gradient = self.rows.hidden_gradient(tile, logits, lambda: workspace.hidden_gradient[: tile.cells])
+            self.cells.reduce(tile, gradient)
+
+
+def rows_class(problem: Problem, like: torch.Tensor):
+    """How the output layer's products are made: see :class:`SharedRows`."""
+    if not problem.per_utterance:
+        return SharedRows
+    if like.is_cuda:
+        from nemo_sampled_rnnt.loss.cuda.grouped_rows import GroupedRows, grouped_products
+
+        if grouped_products(like, like.shape[2]):
+            return GroupedRows
+    return OwnRows
+
+
+def visited(encoder, predictor, weight, bias, problem: Problem, make_cells: CellsFactory, needs, weights) -> Engine:
+    """An engine that has run; where the device is out of memory, with half the workspace, and half of that.
+
+    Nothing but the engine holds what a visit makes, so that a visit that fails leaves nothing behind.
+
+    Raises:
+        torch.OutOfMemoryError: not even a row of the lattice at a time fits.
+    """
+    budget = problem.options.workspace_mib * 2**20
+    while True:
+        engine, largest = None, None
+        try:
+            engine = Engine(encoder, predictor, weight, bias, problem, make_cells, needs, weights, budget)
+            largest = engine.largest_tile
+            engine.run()
+            return engine
+        except torch.OutOfMemoryError as error:
+            message = str(error)
+        del engine
+        row = max(problem.lattice.labels) + 1
+        stride = _columns(weight, problem)
+        row_bytes = row * Workspace.bytes_per_cell(encoder.shape[2], stride, encoder.element_size(), needs.hidden)
+        if budget <= row_bytes or (largest is not None and largest <= row):
+            sums = accumulation_dtype(encoder.dtype).itemsize * (stride if not problem.per_utterance else len(weight))
+            raise torch.OutOfMemoryError(
+                f"the loss is out of memory with one row of the lattice at a time: {row} label positions x "
+                f"({stride} candidates + hidden) are {row_bytes / 2**20:.1f} MiB, the sum of the weight's gradient "
+                f"{sums * encoder.shape[2] / 2**20:.1f} MiB, beside what else is on the device. Use a smaller batch, "
+                f"fewer negatives or a smaller model. {message}"
+            )
+        budget = max(row_bytes, budget // 2)
+        _warn_once(
+            f"the loss is out of memory with workspace_mib={problem.options.workspace_mib}; it goes on with "
+            f"{max(1, budget // 2**20)} MiB, slower. Set workspace_mib to that, or make the batch smaller."
+        )
+
+
+def _columns(weight: torch.Tensor, problem: Problem) -> int:
+    ids = problem.candidates.ids
+    return aligned(len(weight) if ids is None else ids.shape[1])
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 class TiledLoss(torch.autograd.Function):
@@ -202,9 +265,7 @@ class TiledLoss(torch.autograd.Function):
         weights = utterance_weight(problem.target_lengths, options.reduction, dtype)
         vector = options.reduction is None
         needs = Needs(False, False, False, False) if vector else ctx.needs
-        engine = Engine(encoder, predictor, weight, bias, problem, make_cells, needs, weights)
-        engine.run()
-
+        engine = visited(encoder, predictor, weight, bias, problem, make_cells, needs, weights)
         costs = (engine.cells.costs * (1 + options.fastemit_lambda)).to(dtype)
         finite = costs.isfinite()
         losses = torch.where(finite, costs, 0)
@@ -227,8 +288,7 @@ class TiledLoss(torch.autograd.Function):
             return None, None, None, None, None, None
         if ctx.vector:
             weights = loss_gradient.to(accumulation_dtype(ctx.dtypes[0]))
-            engine = Engine(*ctx.saved_tensors, ctx.problem, ctx.make_cells, ctx.needs, weights)
-            engine.run()
+            engine = visited(*ctx.saved_tensors, ctx.problem, ctx.make_cells, ctx.needs, weights)
             gradients, factor, keep = Gradients(engine), weights.new_ones(()) / engine.scale, False
         else:
             gradients, keep = ctx.gradients, _graph_is_kept()

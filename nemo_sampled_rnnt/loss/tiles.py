@@ -6,7 +6,6 @@ gradient, logits), so 256 MiB hold 40,000 cells: about five utterances of 200 fr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nemo_sampled_rnnt.loss.lattice import Lattice
@@ -14,73 +13,103 @@ from nemo_sampled_rnnt.loss.lattice import Lattice
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive frames of one utterance."""
+    """Consecutive frames of one utterance, and the place of their cells in the tile."""
 
     utterance: int
     first_frame: int
     frames: int
+    cells: slice
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A range of rows visited together.
+    """Cells worked on together: those of some utterances, or of some frames of one.
 
     Attributes:
         segments: its parts, one an utterance.
-        whole: every segment is a whole utterance, so the lattice is known within the visit.
+        first_cell: number of its first cell in the batch; the others follow.
+        cells: how many.
+        frames, width: of its longest, and of its widest segment.
     """
 
     segments: tuple[Segment, ...]
-    whole: bool
+    first_cell: int
+    cells: int
+    frames: int
+    width: int
 
-    def cells(self, lattice: Lattice) -> int:
-        return sum(s.frames * lattice.width(s.utterance) for s in self.segments)
+    @property
+    def first_utterance(self) -> int:
+        return self.segments[0].utterance
 
-    def first_row(self, lattice: Lattice) -> int:
-        return lattice.row_offset[self.segments[0].utterance] + self.segments[0].first_frame
+    @property
+    def last_utterance(self) -> int:
+        """The one after its last."""
+        return self.segments[-1].utterance + 1
 
-    def rows(self) -> int:
-        return sum(s.frames for s in self.segments)
+    @property
+    def utterances(self) -> int:
+        return len(self.segments)
 
-    def first_cell(self, lattice: Lattice) -> int:
-        first = self.segments[0]
-        return lattice.cell_offset[first.utterance] + first.first_frame * lattice.width(first.utterance)
+    @property
+    def first_frame(self) -> int:
+        return self.segments[0].first_frame
 
 
-def plan_tiles(lattice: Lattice, cell_bytes: int, workspace_bytes: int) -> list[Tile]:
+Visit = tuple[Tile, ...]  # a tile of whole utterances, or the tiles of a cut one
+
+
+def plan_tiles(lattice: Lattice, cell_bytes: int, workspace_bytes: int, utterance_bytes: int = 0) -> list[Visit]:
     """Group whole utterances into tiles under the workspace; cut by rows only those that do not fit alone.
 
     Args:
         lattice: sizes of the utterances.
         cell_bytes: workspace of one cell, bytes.
         workspace_bytes: the budget, bytes.
+        utterance_bytes: workspace of one utterance beside that of its cells, bytes.
 
     Returns:
-        The tiles in the order of the packed cells. A tile is never smaller than one row: a row that does not
-        fit the budget gets a tile of its own.
+        The visits, in the order of the packed cells. Of the tiles of a cut utterance the last is as large as fits: it
+        is the one that need not be scored twice. A tile is never smaller than one row: a row that does not fit the
+        budget gets a tile of its own.
     """
-    tiles: list[Tile] = []
-    group: list[Segment] = []
+    visits: list[Visit] = []
+    group: list[tuple[int, int, int]] = []
     used = 0
-    for utterance in range(lattice.utterances):
-        need = lattice.frames[utterance] * lattice.width(utterance) * cell_bytes
+    for utterance, frames in enumerate(lattice.frames):
+        need = frames * lattice.width(utterance) * cell_bytes + utterance_bytes
         if group and used + need > workspace_bytes:
-            tiles.append(Tile(tuple(group), whole=True))
+            visits.append((_tile(lattice, group),))
             group, used = [], 0
-        if need > workspace_bytes and lattice.frames[utterance] > 1:
-            tiles.extend(_cut_rows(lattice, utterance, cell_bytes, workspace_bytes))
+        if need > workspace_bytes and frames > 1:
+            row_bytes = lattice.width(utterance) * cell_bytes
+            at_most = max(1, (workspace_bytes - utterance_bytes) // row_bytes)
+            first, ends = 0, range(frames, 0, -at_most)
+            parts = []
+            for end in reversed(ends):
+                parts.append(_tile(lattice, [(utterance, first, end - first)]))
+                first = end
+            visits.append(tuple(parts))
         else:
-            group.append(Segment(utterance, 0, lattice.frames[utterance]))
+            group.append((utterance, 0, frames))
             used += need
     if group:
-        tiles.append(Tile(tuple(group), whole=True))
-    return tiles
+        visits.append((_tile(lattice, group),))
+    return visits
 
 
-def _cut_rows(lattice: Lattice, utterance: int, cell_bytes: int, workspace_bytes: int) -> Iterator[Tile]:
-    frames = lattice.frames[utterance]
-    at_most = max(1, workspace_bytes // (lattice.width(utterance) * cell_bytes))
-    parts = -(-frames // at_most)
-    for part in range(parts):  # parts of even size: a short last tile would waste its launches
-        first, last = frames * part // parts, frames * (part + 1) // parts
-        yield Tile((Segment(utterance, first, last - first),), whole=False)
+def _tile(lattice: Lattice, parts: list[tuple[int, int, int]]) -> Tile:
+    """Of (utterance, first frame, frames)."""
+    segments, cells = [], 0
+    for utterance, first_frame, frames in parts:
+        after = cells + frames * lattice.width(utterance)
+        segments.append(Segment(utterance, first_frame, frames, slice(cells, after)))
+        cells = after
+    utterance, first_frame, _ = parts[0]
+    return Tile(
+        segments=tuple(segments),
+        first_cell=lattice.cell_offset[utterance] + first_frame * lattice.width(utterance),
+        cells=cells,
+        frames=max(frames for _, _, frames in parts),
+        width=max(lattice.width(utterance) for utterance, _, _ in parts),
+    )

@@ -1,39 +1,51 @@
 """Compile every kernel to PTX and print a line for each; run by test_ptx.py."""
 
-from numba import cuda, float32, float64, int16, int64
-from numba.core.types import float16
+from numba import cuda, float32, float64, int16, int32, int64
+from numba.core.types import Array, CPointer
 
 from nemo_sampled_rnnt.loss.cuda.kernels import kernels
+from nemo_sampled_rnnt.loss.cuda.survey import survey_kernel
 
 
 def signatures(stored, real):
     """Argument types as :class:`nemo_sampled_rnnt.loss.cuda.cells.CudaCells` passes them."""
-    table, lists, sums, offsets = int64[:, ::1], real[::1], real[:, :, ::1], real[:, ::1]
-    wide = (int64 if stored is int16 else stored)[:, ::1]
-    where, dropout = (int64, int64), (int64, int64, float64)
+    table, wide, some, exact = (CPointer(of) for of in (int64, stored, real, float64))
+    where, softmax, dropout = (int64,) * 4, (int64,) * 4, (int64, int64, float64)
     return {
-        "hidden": (table, table, wide, wide, wide, *where, int64, int64, int64, *dropout),
-        "scores": (table, table, wide, offsets, table, lists, lists, lists, int64, *where),
-        "alpha_beta": (table, lists, lists, *[float64[::1]] * 3, int64),
+        "hidden": (table, wide, wide, wide, *where, *(int64,) * 5, *dropout),
+        "scores": (table, wide, some, table, some, some, some, *where, *softmax),
+        "alpha_beta": (table, some, some, exact, exact, exact, int64),
         "gradient": (
-            table, table, wide, wide, offsets, table, lists, lists, lists, *[float64[::1]] * 3, lists,
-            int64, float64, float64, *where, int64,
+            table, wide, wide, some, table, some, some, some, exact, exact, exact, some,
+            *where, *softmax, float64, float64, int64,
         ),
-        "encoder_gradient": (table, table, wide, wide, sums, *where, *dropout),
-        "predictor_gradient": (table, wide, wide, sums, int64, int64, int64, int64, *dropout),
+        "encoder_gradient": (table, wide, wide, some, *where, *(int64,) * 3, *dropout),
+        "predictor_gradient": (table, wide, wide, some, *where, *(int64,) * 3, *dropout),
     }  # fmt: skip
 
 
+def report(kind, name, function, types, capability):
+    ptx, _ = cuda.compile_ptx(function, types, cc=capability)
+    spills = ptx.count("ld.local") + ptx.count("st.local")
+    print(f"{kind} {name}: {ptx.count('.f64')} float64 instructions, {spills} accesses of local memory", flush=True)
+
+
 CASES = [
-    ("float64", float64, float64, "tanh", True, (8, 0)),
-    ("float32", float32, float32, "sigmoid", False, (9, 0)),
-    ("float16", float16, float32, "relu", True, (7, 5)),
-    ("bfloat16", int16, float32, "relu", False, (9, 0)),
+    ("float64", float64, float64, "tanh", True, True, (8, 0)),
+    ("float32", float32, float32, "sigmoid", False, False, (9, 0)),
+    ("float16", int16, float32, "relu", True, True, (7, 5)),
+    ("bfloat16", int16, float32, "relu", False, False, (9, 0)),
+    ("bfloat16", int16, float32, "relu", False, True, (7, 5)),
 ]
-for kind, stored, real, activation, dropout, capability in CASES:
-    built = vars(kernels(kind, activation, dropout))
+for kind, stored, real, activation, dropout, wide, capability in CASES:
+    built = vars(kernels(kind, activation, dropout, wide, native=capability >= (8, 0)))
     types = signatures(stored, real)
     assert built.keys() == types.keys(), (built.keys(), types.keys())
     for name, function in built.items():
-        ptx, _ = cuda.compile_ptx(function, types[name], cc=capability)
-        print(kind, name, "float64 instructions", ptx.count(".f64"), flush=True)
+        report(kind, name, function, types[name], capability)
+numbers, atomics = CPointer(int64), Array(int32, 1, "C")
+survey_types = (
+    Array(int64, 1, "C"), atomics, atomics, *[numbers] * 4, CPointer(float32), numbers, CPointer(float32), numbers,
+    CPointer(int32), numbers, *[int64] * 9,
+)  # fmt: skip
+report("any", "survey", survey_kernel.py_func, survey_types, (7, 5))

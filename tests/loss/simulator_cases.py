@@ -13,6 +13,8 @@ import torch
 from truth import GARBAGE, LEAVES, assert_same, gradients_of, make_problem
 
 from nemo_sampled_rnnt import sampled_rnnt_loss
+from nemo_sampled_rnnt.loss.checks import survey
+from nemo_sampled_rnnt.loss.cuda.survey import survey as survey_by_kernel
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 F64, F32, F16, BF16 = TOLERANCE
@@ -100,6 +102,47 @@ def run_nonfinite():
     assert_same((loss, gradients), want, 1e-10)
 
 
+def run_survey():
+    """The kernel finds what the torch operations find: the same sets, in another order."""
+    generator = torch.Generator().manual_seed(0)
+    for scope, corrected, longest in (
+        ("batch", True, 4),
+        ("utterance", True, 3),
+        ("utterance", False, 0),
+        (None, False, 5),
+    ):
+        B, V, N = 3, 11, 9
+        labels = torch.randint(0, longest + 1, (B,), generator=generator)
+        frames = torch.randint(1, 9, (B,), generator=generator)
+        targets = torch.randint(0, V, (B, longest), generator=generator)
+        targets[torch.arange(longest) >= labels[:, None]] = GARBAGE[0]
+        negatives = log_prob = None
+        if scope is not None:
+            negatives = torch.randint(-1, V, (N,) if scope == "batch" else (B, N), generator=generator)
+            # What comes twice has one probability, so that it does not matter which of the two counts.
+            log_prob = -torch.arange(1.0, V + 2)[negatives] if corrected else None
+        inputs = (frames, labels, targets, negatives, log_prob, V)
+        (numbers, candidates, table), (want, expected, _) = survey_by_kernel(*inputs), survey(*inputs)
+        sets = 0 if scope is None else len(expected.ids)
+        for position, value, rows in ((2 * B, 3 * B, B), (4 * B + sets, 4 * B + 2 * sets, sets)):
+            for row in range(rows):
+                want[value + row] = -1 if want[position + row] == -1 else want[value + row]  # torch's: any
+        assert numbers == want, (numbers, want)
+        assert table[:, :2].tolist() == torch.stack([frames, labels], 1).tolist()
+        if scope is None:
+            continue
+        for group in range(len(expected.ids)):
+            count = int(expected.count[group])
+            got, true = (
+                dict(zip(x.ids[group, :count].tolist(), x.log_q[group, :count].tolist(), strict=True))
+                for x in (candidates, expected)
+            )
+            assert got == true and candidates.log_q[group, count:].isposinf().all()
+        for b in range(B):
+            members = candidates.ids[b if scope == "utterance" else 0]
+            assert members[candidates.target[b, : labels[b]]].tolist() == targets[b, : labels[b]].tolist()
+
+
 def run_bad_input():
     problem = make_problem(6)
     bad = replace(problem, targets=problem.targets.clone())
@@ -114,7 +157,13 @@ def run_bad_input():
 
 def main():
     jobs = {name: (run, case) for name, case in CASES.items()}
-    others = {"frozen": run_frozen, "layouts": run_layouts, "non-finite": run_nonfinite, "bad input": run_bad_input}
+    others = {
+        "frozen": run_frozen,
+        "layouts": run_layouts,
+        "non-finite": run_nonfinite,
+        "survey": run_survey,
+        "bad input": run_bad_input,
+    }
     jobs |= {name: (job, ()) for name, job in others.items()}
     failures = 0
     for name, (job, case) in jobs.items():

@@ -18,7 +18,11 @@ def test_kernels_compile_to_ptx():
     result = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, env=environment, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
     lines = result.stdout.splitlines()
-    assert len(lines) == 4 * 6, result.stdout  # storage types x kernels
-    single = [line for line in lines if line.startswith(("bfloat16 scores", "float32 scores", "float16 scores"))]
-    assert len(single) == 3
-    assert all(line.endswith("float64 instructions 0") for line in single), single  # no constant widens the inner loop
+    assert len(lines) == 5 * 6 + 1, result.stdout  # storage types x kernels, and the survey
+    for line in lines:
+        # Octets are local arrays in the source; where one lies in memory, its kernel is several times slower.
+        if not line.startswith("float64 gradient"):
+            assert ", 0 accesses of local memory" in line, line
+        # A constant of Python's would widen the inner loop.
+        if " scores: " in line and not line.startswith("float64"):
+            assert ": 0 float64 instructions" in line, line

@@ -1,4 +1,4 @@
-"""The cell operations of the tiled engine on the GPU: numba-cuda kernels."""
+"""The tiled engine on the GPU: numba-cuda kernels for the survey of a batch and for its cells."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ INSTALL = (
 )
 
 
-def cuda_cells(device: torch.device):
-    """The class of cell operations for this device.
+def cuda_implementation(device: torch.device):
+    """The class of cell operations for this device, and the survey of a batch.
 
     Raises:
         ImportError: numba-cuda is not installed.
@@ -34,5 +34,6 @@ def cuda_cells(device: torch.device):
     elif not numba_cuda_is_installed():
         raise ImportError(INSTALL)
     from nemo_sampled_rnnt.loss.cuda.cells import CudaCells
+    from nemo_sampled_rnnt.loss.cuda.survey import survey
 
-    return CudaCells
+    return CudaCells, survey

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from nemo_sampled_rnnt.loss.cuda.kernels import LATTICE_THREADS, THREADS, compiled
-from nemo_sampled_rnnt.loss.cuda.launch import BoundKernel, words
+from nemo_sampled_rnnt.loss.cuda.kernels import GROUP, LABELS, LATTICE_THREADS, THREADS, WARP, WARPS, compiled
+from nemo_sampled_rnnt.loss.cuda.launch import SIMULATED, BoundKernel
+from nemo_sampled_rnnt.loss.cuda.octets import OCTET
 from nemo_sampled_rnnt.loss.dropout import threshold
 from nemo_sampled_rnnt.loss.problem import Problem, accumulation_dtype
 from nemo_sampled_rnnt.loss.tiles import Tile
+
+WIDE = 256 if SIMULATED else 8192  # candidates from which on a block works on a group of cells, and not a warp
+WHERE = "iiii"  # first utterance, first frame, last frame, first cell
+DROPOUT = "iif"
 
 
 class CudaCells:
@@ -18,113 +23,110 @@ class CudaCells:
         self.problem, self.needs, self.sizes = problem, needs, problem.lattice
         options, device = problem.options, encoder.device
         accumulate = accumulation_dtype(encoder.dtype)
+        batch, frames, width = encoder.shape
+        positions = predictor.shape[1]
+        units = -(-width // OCTET) * OCTET  # of a row of hidden, padded
 
         def empty(size, dtype=accumulate):
             return torch.empty(size, dtype=dtype, device=device)
 
-        cells = problem.lattice.cells
-        self.costs = empty(problem.lattice.utterances, torch.float64)
-        self.encoder_gradient = torch.zeros_like(encoder, dtype=accumulate) if needs.encoder else None
-        self.predictor_gradient = torch.zeros_like(predictor, dtype=accumulate) if needs.predictor else None
-        targets = problem.candidates.target
-        if targets.shape[1] == 0:  # a batch of empty transcripts; an array wants an axis
-            targets = targets.new_zeros(len(targets), 1)
-        targets, offsets = targets.contiguous(), offsets.contiguous()
-        rows, utterances = self._tables(device)
-        hidden, logits = words(workspace.hidden_and_one), words(workspace.logits_padded)
-        normaliser, log_blank, log_label = empty(cells), empty(cells), empty(cells)
-        alpha = empty(cells, torch.float64)
-        beta = empty(cells if needs.any else 1, torch.float64)
+        places = problem.lattice.places
+        self.costs = empty(batch, torch.float64)
+        normaliser, log_blank, log_label = empty((3, places)).unbind()
+        alpha, beta = empty((2, places), torch.float64).unbind() if needs.any else (empty(places, torch.float64), None)
+        hidden = workspace.hidden_and_one
+        later = hidden  # stands where each tile puts its own
+        targets, utterances = problem.candidates.target.contiguous(), problem.table
+        encoder, predictor = wide_rows(encoder), wide_rows(predictor)
 
         kind = str(encoder.dtype).removeprefix("torch.")
-        kernels = compiled(kind, options.activation, options.dropout > 0)
-        where, dropout = "ii", "iif"
-        self._hidden = BoundKernel(
-            kernels.hidden,
-            [rows, utterances, wide_rows(encoder), wide_rows(predictor), hidden],
-            where + "iii" + dropout,
-        )
-        self._shape = encoder.shape[1], predictor.shape[1] - 1, encoder.shape[2]
+        wide = offsets.shape[1] >= WIDE
+        native = SIMULATED or torch.cuda.get_device_capability(device) >= (8, 0)
+        kernels = compiled(kind, options.activation, options.dropout > 0, wide, native)
+        dropout = (problem.seed, threshold(options.dropout), 1.0 / (1.0 - options.dropout))
+        softmax = (offsets.shape[1], len(offsets), targets.shape[1], problem.candidates.blank)
+
+        self._hidden = BoundKernel(kernels.hidden, [utterances, encoder, predictor, hidden], WHERE + "iiiii" + DROPOUT)
+        self._hidden_scalars = (frames, positions, width, units, hidden.shape[1], *dropout)
         self._scores = BoundKernel(
-            kernels.scores,
-            [rows, utterances, logits, offsets, targets, normaliser, log_blank, log_label],
-            "i" + where,
+            kernels.scores, [utterances, later, offsets, targets, normaliser, log_blank, log_label], WHERE + "iiii"
         )
+        self._scores_scalars = softmax
         self._alpha_beta = BoundKernel(
-            kernels.alpha_beta, [utterances, log_blank, log_label, alpha, beta, self.costs], "i"
+            kernels.alpha_beta,
+            [utterances, log_blank, log_label, alpha, alpha if beta is None else beta, self.costs],
+            "i",
         )
+        self.encoder_gradient = self.predictor_gradient = None
         if needs.any:
             self._gradient = BoundKernel(
                 kernels.gradient,
-                [rows, utterances, hidden, logits, offsets, targets, normaliser, log_blank, log_label, alpha, beta,
+                [utterances, hidden, later, offsets, targets, normaliser, log_blank, log_label, alpha, beta,
                  self.costs, weights.contiguous()],
-                "iff" + where + "i",
+                WHERE + "iiiiffi",
             )  # fmt: skip
-        if needs.hidden:
-            hidden_gradient = words(workspace.hidden_gradient_padded)
+            self._gradient_scalars = (*softmax, options.fastemit_lambda, options.clamp, hidden.shape[1])
         if needs.encoder:
+            total = torch.zeros(batch, frames, units, dtype=accumulate, device=device)
+            self.encoder_gradient = total[..., :width]
             self._encoder_gradient = BoundKernel(
                 kernels.encoder_gradient,
-                [rows, utterances, hidden, hidden_gradient, self.encoder_gradient],
-                where + dropout,
+                [utterances, hidden, later, total],
+                WHERE + "iii" + DROPOUT,
             )
+            self._encoder_scalars = (frames, hidden.shape[1], units, *dropout)
         if needs.predictor:
+            total = torch.zeros(batch, positions, units, dtype=accumulate, device=device)
+            self.predictor_gradient = total[..., :width]
             self._predictor_gradient = BoundKernel(
                 kernels.predictor_gradient,
-                [utterances, hidden, hidden_gradient, self.predictor_gradient],
-                "iiii" + dropout,
+                [utterances, hidden, later, total],
+                WHERE + "iii" + DROPOUT,
             )
-        self._words = -(-encoder.shape[2] // 4)  # of a row of hidden
-        self._hidden_threads = min(THREADS, -(-self._words // 32) * 32)
-        self._dropout = (problem.seed, threshold(options.dropout), 1.0 / (1.0 - options.dropout))
-
-    def _tables(self, device) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows' and the utterances' table on the device, by one copy."""
-        rows = self.sizes.row_table()
-        first_row = torch.tensor(self.sizes.row_offset[:-1])
-        utterances = torch.cat([self.sizes.utterance_table(), first_row[:, None]], dim=1)
-        tables = torch.cat([rows.flatten(), utterances.flatten()])
-        if device.type == "cuda":
-            tables = tables.pin_memory().to(device, non_blocking=True)
-        return tables[: rows.numel()].view_as(rows), tables[rows.numel() :].view_as(utterances)
+            self._predictor_scalars = (positions, hidden.shape[1], units, *dropout)
+        self._unit_threads = min(THREADS, -(-hidden.shape[1] // OCTET // 32) * 32)
+        self._warps_of_units = -(-units // OCTET // WARP)
+        self._cells_of_a_block = GROUP if wide else GROUP * WARPS
 
     def hidden(self, tile: Tile) -> None:
-        self._hidden((tile.rows(), 1), self._hidden_threads, *self._where(tile), *self._shape, *self._dropout)
+        self._hidden(_grid(tile, LABELS), self._unit_threads, *_where(tile), *self._hidden_scalars)
 
-    def scores(self, tile: Tile) -> None:
-        self._scores((tile.rows(), 1), THREADS, self.problem.candidates.blank, *self._where(tile))
+    def scores(self, tile: Tile, logits: torch.Tensor) -> None:
+        self._scores.rebind(1, logits)
+        self._scores(_grid(tile, self._cells_of_a_block), THREADS, *_where(tile), *self._scores_scalars)
 
     def lattice(self, first: int, last: int, backward: bool) -> None:
-        threads = min(LATTICE_THREADS, -(-self._widest(first, last) // 32) * 32)
-        self._alpha_beta((last - first, 2 if backward else 1), threads, first)
+        widest = max(self.sizes.labels[first:last]) + 1
+        threads = min(LATTICE_THREADS, -(-widest // 32) * 32)
+        self._alpha_beta((last - first, 2 if backward else 1, 1), threads, first)
 
-    def gradient(self, tile: Tile) -> None:
-        options = self.problem.options
-        self._gradient(
-            (tile.rows(), 1), THREADS, self.problem.candidates.blank, options.fastemit_lambda, options.clamp,
-            *self._where(tile), self._words,
-        )  # fmt: skip
+    def gradient(self, tile: Tile, logits: torch.Tensor) -> None:
+        self._gradient.rebind(2, logits)
+        self._gradient(_grid(tile, self._cells_of_a_block), THREADS, *_where(tile), *self._gradient_scalars)
 
-    def reduce(self, tile: Tile) -> None:
-        first_row, first_cell = self._where(tile)
-        rows = tile.rows()
+    def reduce(self, tile: Tile, hidden_gradient: torch.Tensor) -> None:
+        frames, labels, utterances = _grid(tile, 1)
         if self.needs.encoder:
-            self._encoder_gradient((rows, 1), self._hidden_threads, first_row, first_cell, *self._dropout)
+            self._encoder_gradient.rebind(2, hidden_gradient)
+            grid = (frames, 1, utterances)
+            self._encoder_gradient(grid, self._unit_threads, *_where(tile), *self._encoder_scalars)
         if self.needs.predictor:
-            first, last = tile.segments[0].utterance, tile.segments[-1].utterance + 1
-            self._predictor_gradient(
-                (self._widest(first, last), last - first), self._hidden_threads,
-                first, first_row, first_row + rows, first_cell, *self._dropout,
-            )  # fmt: skip
+            self._predictor_gradient.rebind(2, hidden_gradient)
+            grid = (self._warps_of_units, labels, utterances)
+            self._predictor_gradient(grid, THREADS, *_where(tile), *self._predictor_scalars)
 
-    def _widest(self, first: int, last: int) -> int:
-        return max(self.sizes.labels[first:last]) + 1
 
-    def _where(self, tile: Tile) -> tuple[int, int]:
-        return tile.first_row(self.sizes), tile.first_cell(self.sizes)
+def _grid(tile: Tile, labels: int) -> tuple[int, int, int]:
+    """Frames, groups of so many label positions, utterances; the largest of the tile."""
+    return tile.frames, -(-tile.width // labels), len(tile.segments)
+
+
+def _where(tile: Tile) -> tuple[int, int, int, int]:
+    return tile.first_utterance, tile.first_frame, tile.first_frame + tile.frames, tile.first_cell
 
 
 def wide_rows(x: torch.Tensor) -> torch.Tensor:
-    """(B, N, H) as rows (B N, H), H padded to a multiple of four, for wide loads that start where they may."""
-    padded = torch.nn.functional.pad(x, (0, -x.shape[2] % 4)).flatten(0, 1)
-    return words(padded.clone() if padded.data_ptr() % 16 else padded)
+    """(B, N, H) with H padded to whole octets, at an address for wide loads."""
+    if x.shape[2] % OCTET:
+        return torch.nn.functional.pad(x, (0, -x.shape[2] % OCTET))
+    return x.clone() if x.data_ptr() % 16 else x

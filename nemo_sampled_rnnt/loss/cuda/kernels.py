@@ -1,15 +1,17 @@
 """The kernels of the tiled engine.
 
-Tables, on the device (see :mod:`nemo_sampled_rnnt.loss.lattice`):
-    rows (R, 3)         utterance, frame, first cell of each row
-    utterances (B, 4)   frames, labels, first cell, first row
+A tile is some utterances from ``first_utterance`` on, or the frames ``first_frame`` to ``last_frame`` of one. Blocks
+lie on a grid of its frames (x), groups of label positions (y) and utterances (z); the table
 
-A tile starts at row ``first_row`` and cell ``first_cell``; hidden and logits of its cells start at row 0 of their
-buffers. What is kept for the lattice (normaliser, log-probs, alpha, beta) is indexed by the cell of the batch.
-Cell indices are 64-bit: 131,072 labels x 20,000 cells pass 2^31.
+    utterances (B, 4)   frames, labels, first cell, first place
 
-Wide buffers (hidden, its gradient, logits) are read and written four values at a time; in bfloat16 they arrive as
-64-bit words of four. Their rows are padded: hidden with zeros, logits with scores whose offset is -inf.
+says which of them are there. Hidden and logits of the tile's cells start at row 0 of their buffers, which is cell
+``first_cell`` of the batch. What is kept for the lattice (normaliser, log-probs, alpha, beta) lies by anti-diagonals,
+(t, u) at place (t + u)(U + 1) + u, so that the cells that alpha_beta works on together are neighbours in memory.
+Indices are 64-bit: 131,072 labels x 20,000 cells pass 2^31.
+
+Tensors arrive as pointers to their elements, the length of a row as a scalar. Rows of hidden, logits and weights are
+read and written in octets (octets.py). They are padded: hidden with zeros, logits with scores whose offset is -inf.
 """
 
 from __future__ import annotations
@@ -18,28 +20,35 @@ import math
 from functools import cache
 from types import SimpleNamespace
 
-from numba import cuda, float32, float64, int64
-from numba.core.types import float16
+from numba import cuda, float32, float64, int32, int64
 
 from nemo_sampled_rnnt.loss import dropout as counter
 from nemo_sampled_rnnt.loss.cuda.launch import (
+    NOTHING,
     SIMULATED,
+    device,
+    exp_split,
     fast_exp,
-    merge_by_shared_memory,
-    merge_by_shuffles,
-    pack_bfloat16,
-    unpack_bfloat16,
+    fast_log,
+    halved,
+    normalised,
+    reduce_by_shared_memory,
+    reduce_by_shuffles,
 )
+from nemo_sampled_rnnt.loss.cuda.octets import OCTET, octets
 
 WARP = 4 if SIMULATED else 32
-THREADS = 4 if SIMULATED else 256  # of a block: 8 warps
-LATTICE_THREADS = 4 if SIMULATED else 1024
+WARPS = 2 if SIMULATED else 8  # of a block
+THREADS = WARP * WARPS
+LATTICE_THREADS = 4 if SIMULATED else 512
 TWO_DIAGONALS = 2 * LATTICE_THREADS
+AHEAD = 8  # diagonals whose arcs are on their way: a load takes as long as some steps
+GROUP = 4  # cells that share the loads of their offsets
+GROUP_OF_OCTETS = GROUP * OCTET
+BLOCK_OF_OCTETS = THREADS * OCTET
+LABELS = 16  # label positions of a block that makes hidden
+LOG_2 = float64(math.log(2))
 MASK, GOLDEN = counter.MASK, counter.GOLDEN
-
-
-def device(function):
-    return function if SIMULATED else cuda.jit(device=True, inline="always")(function)
 
 
 mix = device(counter.mix)
@@ -49,35 +58,6 @@ mix = device(counter.mix)
 def is_kept(seed, utterance, frame, label, unit, threshold):
     state = mix(mix(mix(seed ^ utterance) ^ frame) ^ label)
     return mix((state + unit * GOLDEN) & MASK) >= threshold
-
-
-def storage(kind: str, real) -> SimpleNamespace:
-    """How values of one storage type are read and written, four of a row at a time."""
-    if kind == "bfloat16":
-
-        @device
-        def load_word(rows, i, word):
-            return unpack_bfloat16(rows[i, word])
-
-        @device
-        def store_word(rows, i, word, a, b, c, d):
-            rows[i, word] = pack_bfloat16(a, b, c, d)
-
-        return SimpleNamespace(load4=load_word, store4=store_word)
-
-    stored = {"float64": float64, "float32": float32, "float16": real if SIMULATED else float16}[kind]
-
-    @device
-    def load4(rows, i, word):
-        k = 4 * word
-        return real(rows[i, k]), real(rows[i, k + 1]), real(rows[i, k + 2]), real(rows[i, k + 3])
-
-    @device
-    def store4(rows, i, word, a, b, c, d):
-        k = 4 * word
-        rows[i, k], rows[i, k + 1], rows[i, k + 2], rows[i, k + 3] = stored(a), stored(b), stored(c), stored(d)
-
-    return SimpleNamespace(load4=load4, store4=store4)
 
 
 def activations(activation: str, real) -> tuple:
@@ -114,13 +94,15 @@ def activations(activation: str, real) -> tuple:
 
 
 @cache
-def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
+def kernels(kind: str, activation: str, dropout: bool, wide: bool, native: bool = True) -> SimpleNamespace:
     """The kernels of one storage type.
 
     Args:
         kind: "float64", "float32", "float16" or "bfloat16", of hidden and logits.
         activation: "relu", "tanh" or "sigmoid".
         dropout: whether units are dropped.
+        wide: candidate sets are large: a whole block works on a group of cells, not a warp.
+        native: see :func:`octets`.
 
     Returns:
         Python functions hidden, scores, alpha_beta, gradient, encoder_gradient, predictor_gradient, to be compiled.
@@ -128,21 +110,87 @@ def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
     real = float64 if kind == "float64" else float32  # what is computed in
     infinity = real(math.inf)  # typed: a bare constant would draw float32 comparisons into float64
     wide_infinity = float64(math.inf)
+    lowest = real(-3e38)  # below every score, and finite: differences of it are no NaN
     half = kind in ("float16", "bfloat16")
-    exp = fast_exp if half else math.exp
-    memory = storage(kind, real)
-    load4, store4 = memory.load4, memory.store4
+    exp, log = (fast_exp, fast_log) if half else (math.exp, math.log)
+    memory, sums = octets(kind, native), octets("float64" if kind == "float64" else "float32")
+    load8, store8, load1 = memory.load8, memory.store8, memory.load1
+    load_sums, store_sums = sums.load8, sums.store8
     activate, slope = activations(activation, real)
+    members = WARP * (WARPS if wide else 1)  # threads that work on a group of cells: a team
+    teams = THREADS // members
+
+    def reducer(combine):
+        if SIMULATED:
+            return reduce_by_shared_memory(combine, real, members, THREADS)
+        return reduce_by_shuffles(combine, real, members // WARP)
 
     @device
-    def log_add(a, b):
-        """Of float64 numbers in the thousands, whose small difference `real` can express."""
-        high, low = a, b
-        if b > a:
-            high, low = b, a
-        if low == -wide_infinity:
-            return high
-        return high + math.log1p(math.exp(real(low - high)))
+    def larger(a, b):
+        return a if a > b else b
+
+    @device
+    def add(a, b):
+        return a + b
+
+    largest_of_team, sum_of_team = reducer(larger), reducer(add)
+
+    # The lattice's numbers, from e^0 down to e^-10000: in float32 a mantissa and an exponent, which multiply and add
+    # in few steps and as exactly as float32 does; in float64 a logarithm, with an exponent of 0.
+    if kind == "float64":
+
+        @device
+        def number(log_value):
+            return log_value, int32(0)
+
+        @device
+        def sum_of_products(a, a_exponent, p, p_exponent, b, b_exponent, q, q_exponent):
+            high, low = a + p, b + q
+            if low > high:
+                high, low = low, high
+            if low == -infinity:
+                return high, int32(0)
+            return high + math.log1p(math.exp(low - high)), int32(0)
+
+        @device
+        def log_of(mantissa, exponent):
+            return mantissa
+
+        @device
+        def number_of_log(value):
+            return value, int32(0)
+
+        zero, zero_exponent = -infinity, int32(0)
+    else:
+
+        @device
+        def number(log_value):
+            return exp_split(log_value)
+
+        @device
+        def sum_of_products(a, a_exponent, p, p_exponent, b, b_exponent, q, q_exponent):
+            """a p + b q."""
+            first, second = a_exponent + p_exponent, b_exponent + q_exponent
+            exponent = max(first, second)
+            return normalised(halved(a * p, exponent - first) + halved(b * q, exponent - second), exponent)
+
+        @device
+        def log_of(mantissa, exponent):
+            if mantissa == 0:
+                return -wide_infinity
+            return float64(exponent) * LOG_2 + float64(log(mantissa))
+
+        @device
+        def number_of_log(value):
+            """What :func:`log_of` made of a number."""
+            if value == -wide_infinity:
+                return real(0), int32(NOTHING)
+            if value != value:
+                return real(value), int32(0)
+            whole = math.floor(value / LOG_2)
+            return real(math.exp(real(value - whole * LOG_2))), int32(whole)
+
+        zero, zero_exponent = real(0), int32(NOTHING)
 
     if dropout:
 
@@ -155,285 +203,295 @@ def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
         def drop(value, seed, utterance, frame, label, unit, threshold, scale):
             return value
 
-    @device
-    def unit(f, g, b, t, u, k, width, seed, threshold, scale):
-        """One hidden unit; 0 in the padding."""
-        if k >= width:
-            return real(0)
-        return drop(activate(f + g), seed, b, t, u, k, threshold, scale)
-
     def hidden(
-        rows, utterances, encoder, predictor, out, first_row, first_cell, frames, labels, width, seed, threshold, scale
-    ):
-        """Block: a row. Thread: every blockDim-th word of units, for all labels. Writes out (cells, H).
+        utterances, encoder, predictor, out, first_utterance, first_frame, last_frame, first_cell,
+        frames, positions, width, in_stride, out_stride, seed, threshold, scale,
+    ):  # fmt: skip
+        """Block: LABELS label positions of a frame. Thread: every blockDim-th octet of units.
 
-        encoder (B frames, H) and predictor (B (labels + 1), H) are padded as the wide buffers are.
+        Writes out (cells, out_stride): units, padded by zeros to whole octets, and an octet of a one and zeros.
+        encoder (B frames, in_stride) and predictor (B positions, in_stride) are padded likewise.
         """
-        row = first_row + cuda.blockIdx.x
-        b, t, cell = rows[row, 0], rows[row, 1], rows[row, 2] - first_cell
-        for word in range(cuda.threadIdx.x, (width + 3) // 4, cuda.blockDim.x):
-            k = 4 * word
-            f0, f1, f2, f3 = load4(encoder, b * frames + t, word)
-            for u in range(utterances[b, 1] + 1):
-                g0, g1, g2, g3 = load4(predictor, b * (labels + 1) + u, word)
-                store4(
-                    out, cell + u, word,
-                    unit(f0, g0, b, t, u, k, width, seed, threshold, scale),
-                    unit(f1, g1, b, t, u, k + 1, width, seed, threshold, scale),
-                    unit(f2, g2, b, t, u, k + 2, width, seed, threshold, scale),
-                    unit(f3, g3, b, t, u, k + 3, width, seed, threshold, scale),
-                )  # fmt: skip
-
-    @device
-    def score(logits, offsets, here, group, k):
-        """z_k - log q_k of one candidate."""
-        z0, z1, z2, z3 = load4(logits, here, k // 4)
-        place = k % 4
-        z = z0 if place == 0 else (z1 if place == 1 else (z2 if place == 2 else z3))
-        return z + offsets[group, k]
-
-    @device
-    def merge(top, mass, other_top, other_mass):
-        """Two (largest score, sum of exponentials relative to it) as one."""
-        high = top if top > other_top else other_top
-        if high == -infinity:
-            return high, mass + other_mass  # nothing yet, or NaN, which must be seen
-        return high, mass * exp(top - high) + other_mass * exp(other_top - high)
-
-    merge_warp = merge_by_shuffles(merge) if not SIMULATED else merge_by_shared_memory(merge, real)
+        b, t = first_utterance + cuda.blockIdx.z, first_frame + cuda.blockIdx.x
+        labels, first_label = utterances[4 * b + 1], LABELS * int64(cuda.blockIdx.y)
+        if t >= min(utterances[4 * b], last_frame) or first_label > labels:
+            return
+        row = utterances[4 * b + 2] - first_cell + t * (labels + 1)
+        last_label = min(first_label + LABELS, labels + 1)
+        f = cuda.local.array(OCTET, real)
+        g = cuda.local.array(OCTET, real)
+        for octet in range(cuda.threadIdx.x, out_stride // OCTET, cuda.blockDim.x):
+            first = int64(OCTET * octet)
+            if first < width:
+                load8(encoder, (b * frames + t) * in_stride + first, f, 0)
+            for u in range(first_label, last_label):
+                if first < width:
+                    load8(predictor, (b * positions + u) * in_stride + first, g, 0)
+                    for i in range(OCTET):
+                        h = drop(activate(f[i] + g[i]), seed, b, t, u, first + i, threshold, scale)
+                        g[i] = h if first + i < width else real(0)
+                else:
+                    for i in range(OCTET):
+                        g[i] = real(1) if i == 0 else real(0)
+                store8(out, (row + u) * out_stride + first, g, 0)
 
     def scores(
-        rows, utterances, logits, offsets, targets, normaliser, log_blank, log_label, blank, first_row, first_cell
-    ):
-        """Block: a row. Warp: every so many of its label positions. Lane: every WARP-th word of candidates.
+        utterances, logits, offsets, targets, normaliser, log_blank, log_label,
+        first_utterance, first_frame, last_frame, first_cell, stride, groups, positions, blank,
+    ):  # fmt: skip
+        """Block: groups of label positions of a frame. Team: a group. Thread: every so many octets of candidates.
 
-        One pass: each lane keeps the largest score and the sum of exponentials relative to it.
-        Writes normaliser, log_blank and log_label of the row's cells.
+        One pass: each thread keeps the largest score and the sum of exponentials relative to it. Writes normaliser,
+        log_blank and log_label of the cells.
         """
-        row = first_row + cuda.blockIdx.x
-        lane = cuda.threadIdx.x % WARP
-        b, cell = rows[row, 0], rows[row, 2]
-        labels = utterances[b, 1]
-        group = b if offsets.shape[0] > 1 else int64(0)
-        for u in range(cuda.threadIdx.x // WARP, labels + 1, cuda.blockDim.x // WARP):
-            here = cell - first_cell + u
-            top, mass = -infinity, real(0)
-            for word in range(lane, offsets.shape[1] // 4, WARP):
-                k = 4 * word
-                z0, z1, z2, z3 = load4(logits, here, word)
-                z0 += offsets[group, k]
-                z1 += offsets[group, k + 1]
-                z2 += offsets[group, k + 2]
-                z3 += offsets[group, k + 3]
-                high = max(max(z0, z1), max(z2, z3))
-                if high > top:
-                    mass *= exp(top - high)
-                    top = high
-                if high != high:
-                    mass = high  # NaN must be seen
-                elif top != -infinity:
-                    mass += exp(z0 - top) + exp(z1 - top) + exp(z2 - top) + exp(z3 - top)
-            top, mass = merge_warp(top, mass, lane)
-            if lane == 0:
-                lse = top + (math.log(mass) if mass > 0 else mass - infinity)
-                normaliser[cell + u] = lse
-                log_blank[cell + u] = score(logits, offsets, here, group, blank) - lse
-                if u < labels:
-                    log_label[cell + u] = score(logits, offsets, here, group, targets[b, u]) - lse
+        b, t = first_utterance + cuda.blockIdx.z, first_frame + cuda.blockIdx.x
+        member = int64(cuda.threadIdx.x % members)
+        u = GROUP * (int64(cuda.blockIdx.y) * teams + cuda.threadIdx.x // members)
+        labels = utterances[4 * b + 1]
+        if t >= min(utterances[4 * b], last_frame) or u > labels:
+            return
+        first_row = (utterances[4 * b + 2] - first_cell + t * (labels + 1) + u) * stride
+        first_place = utterances[4 * b + 3] + (t + u) * (labels + 1) + u
+        first_offset = b * stride if groups > 1 else int64(0)
+        last = min(int64(GROUP - 1), labels - u)  # of the group that is there
+        z = cuda.local.array(GROUP_OF_OCTETS, real)
+        offset = cuda.local.array(OCTET, real)
+        top = cuda.local.array(GROUP, real)
+        mass = cuda.local.array(GROUP, real)
+        for place in range(GROUP):
+            top[place], mass[place] = lowest, real(0)
+        for first in range(OCTET * member, stride, OCTET * members):
+            for place in range(GROUP):  # one that is not there repeats the last
+                load8(logits, first_row + min(int64(place), last) * stride + first, z, OCTET * place)
+            load_sums(offsets, first_offset + first, offset, 0)
+            for place in range(GROUP):
+                high = top[place]
+                for i in range(OCTET):
+                    z[OCTET * place + i] += offset[i]
+                    high = larger(z[OCTET * place + i], high)
+                total = mass[place] * exp(top[place] - high)
+                for i in range(OCTET):
+                    total += exp(z[OCTET * place + i] - high)
+                top[place], mass[place] = high, total
+        for place in range(GROUP):
+            high = largest_of_team(top[place], member)
+            total = sum_of_team(mass[place] * exp(top[place] - high), member)
+            if member == place and place <= last:
+                here, there = first_row + place * stride, first_place + place * (labels + 2)
+                lse = high + (math.log(total) if total > 0 else total - infinity)
+                normaliser[there] = lse
+                log_blank[there] = load1(logits, here + blank) + offsets[first_offset + blank] - lse
+                if u + place < labels:
+                    label = targets[b * positions + u + place]
+                    log_label[there] = load1(logits, here + label) + offsets[first_offset + label] - lse
 
     def alpha_beta(utterances, log_blank, log_label, alpha, beta, costs, first_utterance):
         """Block x: an utterance; y = 0 writes alpha and the cost, y = 1 beta. Thread: a label position.
 
         The cells of an anti-diagonal t + u = d are computed together; each thread keeps its own last value (the
         cell one frame before), takes its neighbour's (one label before) from shared memory, and loads the arcs of
-        the next diagonal ahead of time. U + 1 beyond the block: panels of labels, one after the other, the edge
-        between two read back from memory. beta runs the same way from the far corner.
+        the diagonals that come next ahead of time. U + 1 beyond the block: panels of labels, one after the other,
+        the edge between two read back from memory. beta runs the same way from the far corner.
 
         alpha, beta and costs are float64: they run into the thousands, and their difference is the posterior.
         """
-        neighbour = cuda.shared.array(TWO_DIAGONALS, float64)  # of this diagonal and the one before
+        neighbour = cuda.shared.array(TWO_DIAGONALS, real)  # of this diagonal and the one before
+        neighbour_exponent = cuda.shared.array(TWO_DIAGONALS, int32)
+        blank_ahead = cuda.local.array(AHEAD, real)
+        label_ahead = cuda.local.array(AHEAD, real)
         b = first_utterance + cuda.blockIdx.x
-        frames, labels, first = utterances[b, 0], utterances[b, 1], utterances[b, 2]
+        frames, labels, first = int32(utterances[4 * b]), utterances[4 * b + 1], utterances[4 * b + 3]
         width = labels + 1
-        thread = int64(cuda.threadIdx.x)
+        thread = int32(cuda.threadIdx.x)
         forward = cuda.blockIdx.y == 0
+        values = alpha if forward else beta
+        down, right = (width, width + 1) if forward else (-width, -width - 1)
+        corner = first + (frames - 1 + labels) * width + labels
+        origin = first if forward else corner
         for panel in range(0, width, cuda.blockDim.x):
-            members = min(int64(cuda.blockDim.x), width - panel)
+            members = int32(min(int64(cuda.blockDim.x), width - panel))
             mine = panel + thread  # label positions passed so far, from the start or from the end
-            u = mine if forward else labels - mine
-            own = float64(0)
-            blank_ahead, label_ahead = real(0), real(0)
-            for step in range(frames + members - 1):
-                passed = step - thread  # frames passed so far
-                if thread < members and passed >= 0 and passed < frames:
-                    t = passed if forward else frames - 1 - passed
-                    cell = first + t * width + u
-                    if passed == 0:  # nothing was loaded ahead yet
-                        if forward:
-                            if u > 0:
-                                label_ahead = log_label[cell - 1]
-                        else:
-                            blank_ahead = log_blank[cell]
-                            if u < labels:
-                                label_ahead = log_label[cell]
-                    by_blank, by_label = blank_ahead, label_ahead
-                    if passed + 1 < frames:
-                        if forward:
-                            blank_ahead = log_blank[cell]
-                            if u > 0:
-                                label_ahead = log_label[cell - 1 + width]
-                        else:
-                            blank_ahead = log_blank[cell - width]
-                            if u < labels:
-                                label_ahead = log_label[cell - width]
-                    if thread > 0:
-                        side = neighbour[((step + 1) & 1) * LATTICE_THREADS + thread - 1]
-                    elif mine > 0:
-                        side = alpha[cell - 1] if forward else beta[cell + 1]
-                    else:
-                        side = float64(0)
-                    if passed == 0 and mine == 0:
-                        own = float64(0) if forward else float64(by_blank)
-                    elif passed == 0:
-                        own = side + by_label
-                    elif mine == 0:
-                        own = own + by_blank
-                    else:
-                        own = log_add(own + by_blank, side + by_label)
-                    if forward:
-                        alpha[cell] = own
-                    else:
-                        beta[cell] = own
-                    neighbour[(step & 1) * LATTICE_THREADS + thread] = own
-                cuda.syncthreads()
-            if forward and thread < members and u == labels:
-                costs[b] = -(own + log_blank[first + frames * width - 1])
+            here = origin + right * mine
+            coming = here  # the cell whose arcs are loaded next
+            # The arcs into a cell of alpha start in the cells before it, those of beta in the cell itself.
+            to_blank_arc, to_label_arc = int64(0), int64(0)
+            if forward:
+                to_blank_arc, to_label_arc = -width, -right if mine > 0 else int64(0)
+            last = frames if thread < members else int32(0)
+            own, own_exponent = zero, zero_exponent
+            if mine == 0:  # the corner: e^0
+                own, own_exponent = number(real(0))
+            for begin in range(-AHEAD, frames + members - 1, AHEAD):
+                for place in range(AHEAD):
+                    step = int32(begin + place)
+                    passed = step - thread  # frames passed so far
+                    if passed >= 0 and passed < last:
+                        side, side_exponent = zero, zero_exponent
+                        if thread > 0:
+                            slot = ((step + 1) & 1) * LATTICE_THREADS + thread - 1
+                            side, side_exponent = neighbour[slot], neighbour_exponent[slot]
+                        elif panel > 0:
+                            side, side_exponent = number_of_log(values[here - right])
+                        first_of_alpha = forward and passed == 0  # alpha[0, 0] is no arc's end
+                        by_blank, by_blank_exponent = number(real(0) if first_of_alpha else blank_ahead[place])
+                        by_label, by_label_exponent = number(label_ahead[place] if mine > 0 else -infinity)
+                        own, own_exponent = sum_of_products(
+                            own, own_exponent, by_blank, by_blank_exponent,
+                            side, side_exponent, by_label, by_label_exponent,
+                        )  # fmt: skip
+                        slot = (step & 1) * LATTICE_THREADS + thread
+                        neighbour[slot], neighbour_exponent[slot] = own, own_exponent
+                        values[here] = log_of(own, own_exponent)
+                        here += down
+                    if passed + AHEAD >= 0 and passed + AHEAD < last:
+                        blank_ahead[place] = log_blank[coming + (to_blank_arc if passed + AHEAD > 0 else int64(0))]
+                        label_ahead[place] = log_label[coming + to_label_arc]
+                        coming += down
+                    cuda.syncthreads()
+            if forward and thread < members and mine == labels:
+                costs[b] = -(log_of(own, own_exponent) + log_blank[corner])
             cuda.syncthreads()
 
     def gradient(
-        rows, utterances, hidden, logits, offsets, targets, normaliser, log_blank, log_label,
-        alpha, beta, costs, weights, blank, emit, clamp, first_row, first_cell, hidden_words,
+        utterances, hidden, logits, offsets, targets, normaliser, log_blank, log_label, alpha, beta, costs, weights,
+        first_utterance, first_frame, last_frame, first_cell, stride, groups, positions, blank,
+        emit, clamp, hidden_stride,
     ):  # fmt: skip
-        """Block: a row. Warp: every so many of its label positions. Lane: every WARP-th word of candidates.
+        """Block, team and thread as in scores.
 
-        Overwrites the logits of the row's cells by their gradient; zeroes both logits and hidden of an utterance
-        without a finite loss, since 0 x NaN would pass into the sums of others.
+        Overwrites the logits of the cells by their gradient; zeroes both logits and hidden of an utterance without
+        a finite loss, since 0 x NaN would pass into the sums of others.
         """
-        row = first_row + cuda.blockIdx.x
-        lane = cuda.threadIdx.x % WARP
-        b, t, cell = rows[row, 0], rows[row, 1], rows[row, 2]
-        frames, labels = utterances[b, 0], utterances[b, 1]
-        group = b if offsets.shape[0] > 1 else int64(0)
+        b, t = first_utterance + cuda.blockIdx.z, first_frame + cuda.blockIdx.x
+        member = int64(cuda.threadIdx.x % members)
+        u = GROUP * (int64(cuda.blockIdx.y) * teams + cuda.threadIdx.x // members)
+        frames, labels = utterances[4 * b], utterances[4 * b + 1]
+        if t >= min(frames, last_frame) or u > labels:
+            return
+        row = utterances[4 * b + 2] - first_cell + t * (labels + 1) + u
+        first_place = utterances[4 * b + 3] + (t + u) * (labels + 1) + u
+        first_row, first_offset = row * stride, b * stride if groups > 1 else int64(0)
+        last = min(int64(GROUP - 1), labels - u)
         likelihood, weight = -costs[b], weights[b]
-        finite = abs(likelihood) < wide_infinity
         bound = real(clamp) if clamp > 0 else infinity
-        for u in range(cuda.threadIdx.x // WARP, labels + 1, cuda.blockDim.x // WARP):
-            here, there = cell - first_cell + u, cell + u
-            if not finite:
-                for word in range(lane, offsets.shape[1] // 4, WARP):
-                    store4(logits, here, word, real(0), real(0), real(0), real(0))
-                for word in range(lane, hidden_words, WARP):
-                    store4(hidden, here, word, real(0), real(0), real(0), real(0))
-                continue
-            by_blank, by_label, label = real(0), real(0), int64(-1)
-            if t + 1 < frames:
-                by_blank = math.exp(real(alpha[there] + log_blank[there] + beta[there + labels + 1] - likelihood))
-            elif u == labels:
-                by_blank = math.exp(real(alpha[there] + log_blank[there] - likelihood))
-            if u < labels:
-                by_label = math.exp(real(alpha[there] + log_label[there] + beta[there + 1] - likelihood))
-                by_label *= real(1) + real(emit)
-                label = targets[b, u]
-            occupancy, lse = by_blank + by_label, normaliser[there]
-            for word in range(lane, offsets.shape[1] // 4, WARP):
-                k = 4 * word
-                g0, g1, g2, g3 = load4(logits, here, word)
-                g0 = occupancy * exp(g0 + offsets[group, k] - lse)
-                g1 = occupancy * exp(g1 + offsets[group, k + 1] - lse)
-                g2 = occupancy * exp(g2 + offsets[group, k + 2] - lse)
-                g3 = occupancy * exp(g3 + offsets[group, k + 3] - lse)
-                if k // 4 == blank // 4:
-                    place = blank % 4
-                    g0 -= by_blank if place == 0 else real(0)
-                    g1 -= by_blank if place == 1 else real(0)
-                    g2 -= by_blank if place == 2 else real(0)
-                    g3 -= by_blank if place == 3 else real(0)
-                if k // 4 == label // 4:  # -1 // 4 is -1: no label
-                    place = label % 4
-                    g0 -= by_label if place == 0 else real(0)
-                    g1 -= by_label if place == 1 else real(0)
-                    g2 -= by_label if place == 2 else real(0)
-                    g3 -= by_label if place == 3 else real(0)
-                g0 = min(max(g0, -bound), bound) * weight
-                g1 = min(max(g1, -bound), bound) * weight
-                g2 = min(max(g2, -bound), bound) * weight
-                g3 = min(max(g3, -bound), bound) * weight
-                store4(logits, here, word, g0, g1, g2, g3)
+        z = cuda.local.array(GROUP_OF_OCTETS, real)
+        offset = cuda.local.array(OCTET, real)
+        by_blank = cuda.local.array(GROUP, real)
+        by_label = cuda.local.array(GROUP, real)
+        shift = cuda.local.array(GROUP, real)
+        label = cuda.local.array(GROUP, int64)
+
+        if not abs(likelihood) < wide_infinity:
+            for i in range(OCTET):
+                z[i] = real(0)
+            for place in range(last + 1):
+                for first in range(OCTET * member, stride, OCTET * members):
+                    store8(logits, first_row + place * stride + first, z, 0)
+                for first in range(OCTET * member, hidden_stride, OCTET * members):
+                    store8(hidden, (row + place) * hidden_stride + first, z, 0)
+            return
+
+        for place in range(GROUP):
+            by_blank[place], by_label[place], label[place], shift[place] = real(0), real(0), int64(-1), real(0)
+            if place <= last:
+                there = first_place + place * (labels + 2)
+                shift[place] = normaliser[there]
+                if t + 1 < frames:
+                    arc = alpha[there] + log_blank[there] + beta[there + labels + 1] - likelihood
+                    by_blank[place] = math.exp(real(arc))
+                elif u + place == labels:
+                    by_blank[place] = math.exp(real(alpha[there] + log_blank[there] - likelihood))
+                if u + place < labels:
+                    arc = alpha[there] + log_label[there] + beta[there + labels + 2] - likelihood
+                    by_label[place] = math.exp(real(arc)) * (real(1) + real(emit))
+                    label[place] = targets[b * positions + u + place]
+        for first in range(OCTET * member, stride, OCTET * members):
+            for place in range(GROUP):
+                load8(logits, first_row + min(int64(place), last) * stride + first, z, OCTET * place)
+            load_sums(offsets, first_offset + first, offset, 0)
+            for place in range(GROUP):
+                occupancy = by_blank[place] + by_label[place]
+                for i in range(OCTET):
+                    j = OCTET * place + i
+                    z[j] = occupancy * exp(z[j] + offset[i] - shift[place])
+                if blank >= first and blank < first + OCTET:
+                    for i in range(OCTET):
+                        z[OCTET * place + i] -= by_blank[place] if first + i == blank else real(0)
+                if label[place] >= first and label[place] < first + OCTET:
+                    for i in range(OCTET):
+                        z[OCTET * place + i] -= by_label[place] if first + i == label[place] else real(0)
+                for i in range(OCTET):
+                    j = OCTET * place + i
+                    z[j] = min(max(z[j], -bound), bound) * weight
+                if place <= last:
+                    store8(logits, first_row + place * stride + first, z, OCTET * place)
 
     @device
-    def pulled_back(value, h, seed, b, t, u, k, threshold, scale):
-        """A gradient at a hidden unit, taken through dropout and activation."""
-        a = h / real(scale) if dropout else h
-        return drop(value * slope(a), seed, b, t, u, k, threshold, scale)
+    def add_pulled_back(total, h, g, seed, b, t, u, first, threshold, scale):
+        """Add the gradient g at an octet of hidden h, taken through dropout and activation."""
+        for i in range(OCTET):
+            a = h[i] / real(scale) if dropout else h[i]
+            total[i] += drop(g[i] * slope(a), seed, b, t, u, first + i, threshold, scale)
 
     def encoder_gradient(
-        rows, utterances, hidden, hidden_gradient, out, first_row, first_cell, seed, threshold, scale
-    ):
-        """Block: a row. Thread: every blockDim-th word of units; sums over its labels. Writes out[b, t]."""
-        row = first_row + cuda.blockIdx.x
-        b, t, cell = rows[row, 0], rows[row, 1], rows[row, 2] - first_cell
-        width = out.shape[2]
-        for word in range(cuda.threadIdx.x, (width + 3) // 4, cuda.blockDim.x):
-            k = 4 * word
-            s0, s1, s2, s3 = real(0), real(0), real(0), real(0)
-            for u in range(utterances[b, 1] + 1):
-                h0, h1, h2, h3 = load4(hidden, cell + u, word)
-                g0, g1, g2, g3 = load4(hidden_gradient, cell + u, word)
-                s0 += pulled_back(g0, h0, seed, b, t, u, k, threshold, scale)
-                s1 += pulled_back(g1, h1, seed, b, t, u, k + 1, threshold, scale)
-                s2 += pulled_back(g2, h2, seed, b, t, u, k + 2, threshold, scale)
-                s3 += pulled_back(g3, h3, seed, b, t, u, k + 3, threshold, scale)
-            out[b, t, k] = s0
-            if k + 1 < width:
-                out[b, t, k + 1] = s1
-            if k + 2 < width:
-                out[b, t, k + 2] = s2
-            if k + 3 < width:
-                out[b, t, k + 3] = s3
+        utterances, hidden, hidden_gradient, out, first_utterance, first_frame, last_frame, first_cell,
+        frames, hidden_stride, stride, seed, threshold, scale,
+    ):  # fmt: skip
+        """Block: a frame. Thread: every blockDim-th octet of units; sums over labels. Writes out (B frames, stride)."""
+        b, t = first_utterance + cuda.blockIdx.z, first_frame + cuda.blockIdx.x
+        if t >= min(utterances[4 * b], last_frame):
+            return
+        labels = utterances[4 * b + 1]
+        row = utterances[4 * b + 2] - first_cell + t * (labels + 1)
+        h = cuda.local.array(OCTET, real)
+        g = cuda.local.array(OCTET, real)
+        total = cuda.local.array(OCTET, real)
+        for octet in range(cuda.threadIdx.x, stride // OCTET, cuda.blockDim.x):
+            first = int64(OCTET * octet)
+            for i in range(OCTET):
+                total[i] = real(0)
+            for u in range(labels + 1):
+                load8(hidden, (row + u) * hidden_stride + first, h, 0)
+                load8(hidden_gradient, (row + u) * stride + first, g, 0)
+                add_pulled_back(total, h, g, seed, b, t, u, first, threshold, scale)
+            store_sums(out, (b * frames + t) * stride + first, total, 0)
 
     def predictor_gradient(
-        utterances, hidden, hidden_gradient, out, first_utterance, first_row, last_row, first_cell, seed, threshold,
-        scale,
+        utterances, hidden, hidden_gradient, out, first_utterance, first_frame, last_frame, first_cell,
+        positions, hidden_stride, stride, seed, threshold, scale,
     ):  # fmt: skip
-        """Block: a label position (x) of an utterance (y). Thread: every blockDim-th word of units; sums over the
-        tile's frames.
+        """Block: a label position (y) and a warp of octets (x). Warp: every WARPS-th of the tile's frames.
 
-        Adds to out[b, u]: the tiles of a cut utterance follow each other on one stream, so the sum has one order.
+        Adds to out (B positions, stride): the tiles of a cut utterance follow each other on one stream, so the sum
+        has one order.
         """
-        b, u = first_utterance + cuda.blockIdx.y, int64(cuda.blockIdx.x)
-        frames, labels, cell, row = utterances[b, 0], utterances[b, 1], utterances[b, 2], utterances[b, 3]
+        partial = cuda.shared.array(BLOCK_OF_OCTETS, real)
+        b, u = first_utterance + cuda.blockIdx.z, int64(cuda.blockIdx.y)
+        labels, first_row = utterances[4 * b + 1], utterances[4 * b + 2] - first_cell
         if u > labels:
             return
-        begin, end = max(int64(0), first_row - row), min(frames, last_row - row)
-        width = out.shape[2]
-        for word in range(cuda.threadIdx.x, (width + 3) // 4, cuda.blockDim.x):
-            k = 4 * word
-            s0, s1, s2, s3 = real(0), real(0), real(0), real(0)
-            for t in range(begin, end):
-                here = cell - first_cell + t * (labels + 1) + u
-                h0, h1, h2, h3 = load4(hidden, here, word)
-                g0, g1, g2, g3 = load4(hidden_gradient, here, word)
-                s0 += pulled_back(g0, h0, seed, b, t, u, k, threshold, scale)
-                s1 += pulled_back(g1, h1, seed, b, t, u, k + 1, threshold, scale)
-                s2 += pulled_back(g2, h2, seed, b, t, u, k + 2, threshold, scale)
-                s3 += pulled_back(g3, h3, seed, b, t, u, k + 3, threshold, scale)
-            out[b, u, k] += s0
-            if k + 1 < width:
-                out[b, u, k + 1] += s1
-            if k + 2 < width:
-                out[b, u, k + 2] += s2
-            if k + 3 < width:
-                out[b, u, k + 3] += s3
+        lane, warp = int64(cuda.threadIdx.x % WARP), int64(cuda.threadIdx.x // WARP)
+        h = cuda.local.array(OCTET, real)
+        g = cuda.local.array(OCTET, real)
+        total = cuda.local.array(OCTET, real)
+        for i in range(OCTET):
+            total[i] = real(0)
+        first = OCTET * (int64(cuda.blockIdx.x) * WARP + lane)
+        if first < stride:
+            for t in range(first_frame + warp, min(utterances[4 * b], last_frame), WARPS):
+                row = first_row + t * (labels + 1) + u
+                load8(hidden, row * hidden_stride + first, h, 0)
+                load8(hidden_gradient, row * stride + first, g, 0)
+                add_pulled_back(total, h, g, seed, b, t, u, first, threshold, scale)
+        for i in range(OCTET):
+            partial[i * THREADS + cuda.threadIdx.x] = total[i]
+        cuda.syncthreads()
+        if warp == 0 and first < stride:
+            load_sums(out, (b * positions + u) * stride + first, total, 0)
+            for other in range(WARPS):
+                for i in range(OCTET):
+                    total[i] += partial[i * THREADS + other * WARP + lane]
+            store_sums(out, (b * positions + u) * stride + first, total, 0)
 
     return SimpleNamespace(
         hidden=hidden,
@@ -446,6 +504,7 @@ def kernels(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
 
 
 @cache
-def compiled(kind: str, activation: str, dropout: bool) -> SimpleNamespace:
+def compiled(kind: str, activation: str, dropout: bool, wide: bool, native: bool = True) -> SimpleNamespace:
     """As :func:`kernels`, compiled at their first launch."""
-    return SimpleNamespace(**{name: cuda.jit(f) for name, f in vars(kernels(kind, activation, dropout)).items()})
+    built = vars(kernels(kind, activation, dropout, wide, native))
+    return SimpleNamespace(**{name: cuda.jit(function) for name, function in built.items()})

@@ -9,15 +9,17 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import math
+import struct
 import sys
 from functools import cache
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from numba import config, cuda, float32, float64, int16, int32, int64
-from numba.core.types import Array, float16
+from numba.core.types import Array, CPointer
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
+NOTHING = -(2**29)  # exponent of 0
 
 
 def numba_cuda_is_installed() -> bool:
@@ -25,13 +27,24 @@ def numba_cuda_is_installed() -> bool:
     return importlib.util.find_spec("numba_cuda") is not None
 
 
-def words(tensor: torch.Tensor) -> torch.Tensor:
-    """Wide buffers, whose rows are multiples of four long: bfloat16 as 64-bit words of four values."""
-    return tensor.view(torch.int64) if tensor.dtype == torch.bfloat16 else tensor
+def device(function):
+    """A function that kernels call; inlined, so that a kernel compiles on a machine without a GPU too."""
+    return function if SIMULATED else cuda.jit(device=True, inline="always")(function)
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision as 16-bit integers; others as they are."""
+    return tensor.view(torch.int16) if tensor.element_size() == 2 else tensor
+
+
+class Atomic(NamedTuple):
+    """A tensor that a kernel takes as an array of one dimension, as numba's atomics want it, and not as a pointer."""
+
+    tensor: torch.Tensor
 
 
 class BoundKernel:
-    """A kernel with its arrays: a launch then differs by grid, block and scalars only, and costs the host little.
+    """A kernel with its pointers: a launch then differs by grid, block and scalars only, and costs the host little.
 
     numba converts every argument at every launch (60 us for twelve arrays). Here the arguments are laid out once,
     as the compiled kernel takes them, and the driver is called directly, on torch's current stream. In the simulator
@@ -39,62 +52,77 @@ class BoundKernel:
 
     Args:
         kernel: what ``cuda.jit`` made.
-        tensors: contiguous, the first arguments; bfloat16 arrives as 16-bit integers.
+        tensors: contiguous, the first arguments; a kernel gets pointers to their elements, half precision as 16-bit
+            integers.
         scalars: "i" (int64) or "f" (float64) for each argument after them.
     """
 
-    def __init__(self, kernel, tensors: list[torch.Tensor], scalars: str):
-        tensors = [x.view(torch.int16) if x.dtype == torch.bfloat16 else x for x in tensors]
+    def __init__(self, kernel, tensors: list[torch.Tensor | Atomic], scalars: str):
         self._tensors = tensors  # keeps their memory
         if SIMULATED:
             self._kernel = kernel
-            self._arrays = [x.numpy() for x in tensors]
+            self._arrays = [bits(x.tensor if isinstance(x, Atomic) else x).numpy().reshape(-1) for x in tensors]
             return
-        arrays = tuple((x.dtype, x.dim()) for x in tensors)
-        self._function = _driver_function(kernel, arrays, scalars, torch.cuda.current_device())
+        kinds = tuple((Atomic, x.tensor.dtype) if isinstance(x, Atomic) else x.dtype for x in tensors)
+        self._function = _driver_function(kernel, kinds, scalars, torch.cuda.current_device())
         self._stream = torch.cuda.current_stream().cuda_stream
-        # numba's layout of an array: meminfo, parent, items, bytes of an item, address, shape, strides in bytes.
         flat = []
         for x in tensors:
-            size = x.element_size()
-            flat += [0, 0, x.numel(), size, x.data_ptr(), *x.shape, *(stride * size for stride in x.stride())]
+            if isinstance(x, Atomic):
+                # numba's layout of an array: meminfo, parent, items, bytes of an item, address, shape, strides in bytes
+                size = x.tensor.element_size()
+                flat += [0, 0, x.tensor.numel(), size, x.tensor.data_ptr(), x.tensor.numel(), size]
+            else:
+                flat.append(x.data_ptr())
         self._first = len(flat)
+        self._reals = {i for i, kind in enumerate(scalars) if kind == "f"}
         self._values = (ctypes.c_int64 * (len(flat) + len(scalars)))(*flat)
         base = ctypes.addressof(self._values)
-        self._reals = {
-            i: ctypes.c_double.from_address(base + 8 * (len(flat) + i)) for i, kind in enumerate(scalars) if kind == "f"
-        }
-        self._parameters = (ctypes.c_void_p * len(self._values))(*(base + 8 * i for i in range(len(self._values))))
+        self._parameters = (ctypes.c_void_p * len(self._values))(*range(base, base + 8 * len(self._values), 8))
 
-    def __call__(self, grid: tuple[int, int], threads: int, *scalars) -> None:
+    def rebind(self, index: int, tensor: torch.Tensor) -> None:
+        """Another tensor for an argument; its memory is the caller's to keep. Not for an :class:`Atomic`'s."""
+        if SIMULATED:
+            self._arrays[index] = bits(tensor).numpy().reshape(-1)
+        else:
+            self._values[index] = tensor.data_ptr()
+
+    def __call__(self, grid: tuple[int, int, int], threads: int, *scalars) -> None:
         if SIMULATED:
             self._kernel[grid, threads](*self._arrays, *scalars)
             return
-        for i, value in enumerate(scalars):
-            if i in self._reals:
-                self._reals[i].value = value
-            else:
-                self._values[self._first + i] = value
+        if self._reals:
+            scalars = [_as_bits(x) if i in self._reals else x for i, x in enumerate(scalars)]
+        self._values[self._first :] = scalars
         status = _driver().cuLaunchKernel(
-            self._function, grid[0], grid[1], 1, threads, 1, 1, 0, self._stream, self._parameters, None
-        )
+            self._function, *grid, threads, 1, 1, 0, self._stream, self._parameters, None
+        )  # fmt: skip
         if status:
             raise RuntimeError(f"the CUDA driver refused a launch with error {status} (grid {grid}, block {threads})")
 
 
+def _as_bits(x: float) -> int:
+    return int.from_bytes(struct.pack("d", x), sys.byteorder, signed=True)
+
+
 _NUMBA_TYPES = {
     torch.int16: int16,
+    torch.int32: int32,
     torch.int64: int64,
-    torch.float16: float16,
+    torch.bfloat16: int16,
+    torch.float16: int16,
     torch.float32: float32,
     torch.float64: float64,
 }
 
 
 @cache
-def _driver_function(kernel, arrays: tuple, scalars: str, device: int) -> int:
+def _driver_function(kernel, kinds: tuple, scalars: str, device: int) -> int:
     """The driver's handle of the kernel, compiled for these types; looked up once, since numba takes 0.3 ms."""
-    types = [Array(_NUMBA_TYPES[dtype], dims, "C") for dtype, dims in arrays]
+    types = [
+        Array(_NUMBA_TYPES[kind[1]], 1, "C") if isinstance(kind, tuple) else CPointer(_NUMBA_TYPES[kind])
+        for kind in kinds
+    ]
     types += [{"i": int64, "f": float64}[kind] for kind in scalars]
     return int(kernel.compile(tuple(types))._codelibrary.get_cufunc().kernel.handle)
 
@@ -108,85 +136,106 @@ def _driver():
 
 
 if SIMULATED:
-
-    def widen_bfloat16(bits):
-        return (np.array(bits, dtype=np.int16).astype(np.int32) << 16).view(np.float32)[()]
-
-    def narrow_bfloat16(value):
-        bits = int(np.array(value, dtype=np.float32).view(np.int32))
-        if value != value:
-            return np.int16(0x7FC0)
-        return np.array((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.int16)[()]
-
-    def unpack_bfloat16(word):
-        return tuple(widen_bfloat16(bits) for bits in np.array([word], dtype=np.int64).view(np.int16))
-
-    def pack_bfloat16(a, b, c, d):
-        return np.array([narrow_bfloat16(x) for x in (a, b, c, d)], dtype=np.int16).view(np.int64)[0]
-
     fast_exp = math.exp
-    merge_by_shuffles = None
 
-    def merge_by_shared_memory(merge, real):
-        """The twin of :func:`merge_by_shuffles`; the simulated block is one warp of four."""
+    fast_log = math.log
+
+    def exp_split(x):
+        """e^x as a mantissa near 1 and an exponent of 2; (0, NOTHING) for -inf. NaN stays a NaN mantissa."""
+        if x < -1e8:
+            return 0.0, NOTHING
+        whole = round(x / math.log(2)) if x == x else 0
+        return math.exp(x - whole * math.log(2)), whole
+
+    def normalised(mantissa, exponent):
+        """The same number with a mantissa in [1, 2); (0, NOTHING) for 0."""
+        if not mantissa > 0:
+            return mantissa, NOTHING
+        fraction, shift = math.frexp(mantissa)
+        return 2 * fraction, exponent + shift - 1
+
+    def halved(mantissa, times):
+        """mantissa x 2^-times; 0 where float32 has nothing left."""
+        return math.ldexp(mantissa, -int(times)) if times < 126 else 0.0
+
+    reduce_by_shuffles = None
+
+    def reduce_by_shared_memory(combine, real, members: int, threads: int):
+        """The twin of :func:`reduce_by_shuffles`, for teams of so many members in a block of so many threads."""
 
         @cuda.jit(device=True)
-        def merged(top, mass, lane):
-            tops = cuda.shared.array(4, real)
-            masses = cuda.shared.array(4, real)  # on a line of its own: the simulator knows an array by its line
-            tops[lane], masses[lane] = top, mass
+        def reduced(value, member):
+            values = cuda.shared.array(threads, real)
+            first = cuda.threadIdx.x - member
+            values[first + member] = value
             cuda.syncthreads()
-            for other in range(4):
-                if other != lane:
-                    top, mass = merge(top, mass, tops[other], masses[other])
+            value = values[first]
+            for other in range(1, members):
+                value = combine(value, values[first + other])
             cuda.syncthreads()
-            return top, mass
+            return value
 
-        return merged
+        return reduced
 
 else:
     from numba.cuda import libdevice
 
-    merge_by_shared_memory = None
+    reduce_by_shared_memory = None
     fast_exp = libdevice.fast_expf  # ex2.approx: 2 ulp, below what half precision keeps
 
-    @cuda.jit(device=True, inline="always")
-    def narrow_bfloat16(value):
-        """Round a float32 to nearest even; NaN stays NaN."""
-        value = float32(value)
-        if value != value:
-            return int16(0x7FC0)
-        bits = libdevice.float_as_int(value)
-        return int16((bits + int32(0x7FFF) + ((bits >> int32(16)) & int32(1))) >> int32(16))
+    fast_log = libdevice.fast_logf
 
-    @cuda.jit(device=True, inline="always")
-    def unpack_bfloat16(word):
-        """The four values of a word, lowest address first."""
-        upper = int32(-65536)
-        return (
-            libdevice.int_as_float(int32(word) << int32(16)),
-            libdevice.int_as_float(int32(word) & upper),
-            libdevice.int_as_float(int32(word >> int64(16)) & upper),
-            libdevice.int_as_float(int32(word >> int64(32)) & upper),
-        )
+    @device
+    def exp_split(x):
+        """e^x as a mantissa near 1 and an exponent of 2; (0, NOTHING) for -inf. NaN stays a NaN mantissa."""
+        low = max(x, float32(-1e8))
+        whole = libdevice.rintf(low * float32(1.44269504))
+        # ln 2 in two parts, the first with few bits: the remainder is exact to float32
+        rest = libdevice.fmaf(whole, float32(2.12194440e-4), libdevice.fmaf(whole, float32(-0.693359375), low))
+        mantissa, exponent = libdevice.fast_expf(rest), int32(whole)
+        return (float32(0), int32(NOTHING)) if x < float32(-1e8) else (mantissa, exponent)
 
-    @cuda.jit(device=True, inline="always")
-    def pack_bfloat16(a, b, c, d):
-        low = (int64(narrow_bfloat16(b)) << int64(16)) | (int64(narrow_bfloat16(a)) & int64(0xFFFF))
-        high = (int64(narrow_bfloat16(d)) << int64(16)) | (int64(narrow_bfloat16(c)) & int64(0xFFFF))
-        return (high << int64(32)) | (low & int64(0xFFFFFFFF))
+    @device
+    def normalised(mantissa, exponent):
+        """The same number with a mantissa in [1, 2); (0, NOTHING) for 0."""
+        bits = libdevice.float_as_int(mantissa)
+        shift = (bits >> int32(23)) - int32(127)
+        within = libdevice.int_as_float((bits & int32(0x007FFFFF)) | int32(0x3F800000))
+        return (within, exponent + shift) if mantissa > 0 else (mantissa, int32(NOTHING))
 
-    def merge_by_shuffles(merge):
-        """A device function (top, mass, lane) -> the warp's merged (top, mass), the same in every lane."""
+    @device
+    def halved(mantissa, times):
+        """mantissa x 2^-times; 0 where float32 has nothing left."""
+        return mantissa * libdevice.int_as_float(max(int32(127) - times, int32(0)) << int32(23))
+
+    def reduce_by_shuffles(combine, real, warps: int):
+        """A device function (value, member) -> the combined value of a team, the same in every member.
+
+        Args:
+            combine: (value, other) -> value, commutative.
+            real: float32 or float64.
+            warps: of a team; more than one are a whole block.
+        """
 
         @cuda.jit(device=True, inline="always")
-        def merged(top, mass, lane):
+        def reduced_warp(value, member):
             distance = 16
             while distance > 0:
-                other_top = cuda.shfl_xor_sync(-1, top, distance)
-                other_mass = cuda.shfl_xor_sync(-1, mass, distance)
-                top, mass = merge(top, mass, other_top, other_mass)
+                value = combine(value, cuda.shfl_xor_sync(-1, value, distance))
                 distance //= 2
-            return top, mass
+            return value
 
-        return merged
+        @cuda.jit(device=True, inline="always")
+        def reduced_block(value, member):
+            values = cuda.shared.array(warps, real)
+            value = reduced_warp(value, member)
+            cuda.syncthreads()
+            if member % 32 == 0:
+                values[member // 32] = value
+            cuda.syncthreads()
+            value = values[0]
+            for warp in range(1, warps):
+                value = combine(value, values[warp])
+            return value
+
+        return reduced_warp if warps == 1 else reduced_block

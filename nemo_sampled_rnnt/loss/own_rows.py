@@ -1,0 +1,75 @@
+"""The rows of the output layer when each utterance has a candidate set of its own."""
+
+from __future__ import annotations
+
+import torch
+
+from nemo_sampled_rnnt.loss.candidates import ALIGNMENT
+from nemo_sampled_rnnt.loss.problem import Problem
+from nemo_sampled_rnnt.loss.row_gradients import ProductSums, RowGradients
+from nemo_sampled_rnnt.loss.shared_rows import candidate_offsets
+from nemo_sampled_rnnt.loss.tiles import Tile, Visit
+
+
+class OwnRows:
+    """Members as those of :class:`SharedRows`.
+
+    The gradients of all sets are summed in one row for each row of the weight, or for each distinct candidate if those
+    are fewer.
+    """
+
+    def __init__(self, weight, bias, problem: Problem, dtype: torch.dtype, needs, spare: int):
+        self._weight, self._dtype, self._total_rows = weight, dtype, len(weight)
+        self._ids, self.offsets = problem.candidates.ids, candidate_offsets(bias, problem, dtype)
+        self.columns = self.stride = self._ids.shape[1]
+        self._place, self._row_ids, rows = self._ids, None, len(weight)
+        if self._ids.numel() < len(weight):
+            self._number_distinct_rows()
+            rows = self._ids.numel()
+        width, like = weight.shape[1], weight.new_empty(0, dtype=dtype)
+        self._sums = ProductSums(rows, width, like, needs.weight, needs.bias)
+        self._product = ProductSums(self.columns, width, like, needs.weight, needs.bias)
+        # The rows of a set, and their gradients.
+        self.utterance_bytes = 2 * self.columns * (width + ALIGNMENT) * like.element_size()
+        self._gathered: tuple[Tile | None, torch.Tensor | None] = (None, None)
+
+    def prepare(self, visits: list[Visit]) -> None:
+        """Nothing to do before the first tile."""
+
+    def _number_distinct_rows(self) -> None:
+        """Where the rows of each utterance's set are summed, without room for rows that are in none."""
+        keys, order = self._ids.flatten().sort()
+        rank = torch.cat([keys.new_zeros(1), (keys[1:] != keys[:-1]).long().cumsum(0)])
+        self._place = torch.empty_like(rank).scatter_(0, order, rank).view_as(self._ids)
+        # Spare places keep id 0 and a gradient of 0, which adds nothing to that row.
+        self._row_ids = torch.zeros_like(keys).scatter_(0, rank, keys)
+
+    def _rows_of(self, tile: Tile) -> torch.Tensor:
+        """(G, S, H) rows of the sets of a tile's utterances."""
+        if self._gathered[0] is not tile:
+            self._gathered = (None, None)  # the old rows go before the new ones come
+            rows = self._weight[self._ids[tile.first_utterance : tile.last_utterance]].to(self._dtype)
+            self._gathered = (tile, rows)
+        return self._gathered[1]
+
+    def logits(self, tile: Tile, hidden: torch.Tensor, out) -> torch.Tensor:
+        logits = out()
+        for segment, rows in zip(tile.segments, self._rows_of(tile), strict=True):
+            torch.mm(hidden[segment.cells], rows.T, out=logits[segment.cells])
+        return logits
+
+    def hidden_gradient(self, tile: Tile, logits_gradient: torch.Tensor, out) -> torch.Tensor:
+        gradient = out()
+        for segment, rows in zip(tile.segments, self._rows_of(tile), strict=True):
+            torch.mm(logits_gradient[segment.cells], rows, out=gradient[segment.cells, : rows.shape[1]])
+        return gradient
+
+    def accumulate(self, tile: Tile, hidden_and_one: torch.Tensor, logits_gradient: torch.Tensor) -> None:
+        for segment in tile.segments:
+            self._product.set(logits_gradient[segment.cells], hidden_and_one[segment.cells])
+            for total, product in zip(self._sums.tensors, self._product.tensors, strict=True):
+                # Ids within a set are distinct but for the padding, which adds zeros: index_add_ is deterministic.
+                total.index_add_(0, self._place[segment.utterance], product)
+
+    def release(self) -> RowGradients:
+        return RowGradients(self._sums.weight, self._sums.bias, self._row_ids, self._total_rows)
