@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 
 from nemo_sampled_rnnt.loss.dropout import keep_mask
-from nemo_sampled_rnnt.loss.problem import Problem, accumulation_dtype
+from nemo_sampled_rnnt.loss.problem import Options, Problem, accumulation_dtype
 from nemo_sampled_rnnt.loss.recursion import arc_posteriors, forward_log_likelihood
+from nemo_sampled_rnnt.loss.reduction import conclude
 from nemo_sampled_rnnt.loss.softmax_rows import differentiate, normalise
 from nemo_sampled_rnnt.loss.tiles import Segment, Tile
 
@@ -46,6 +47,9 @@ class TorchCells:
                     block, self._offsets(segment), target[inner], self.problem.candidates.blank,
                     self.normaliser[place], self.log_blank[place], self.log_label[place],
                 )  # fmt: skip
+
+    def conclude(self, target_lengths: torch.Tensor, options: Options):
+        return conclude(self.costs, target_lengths, options, self.normaliser.dtype)
 
     def lattice(self, first: int, last: int, backward: bool) -> None:
         for utterance in range(first, last):

@@ -23,39 +23,47 @@ class FiniteWatch:
     def __init__(self, agree=None):
         self.agree = agree
         self.left_out = 0
-        self._pending = None
+        self._mail, self._under_way = None, False  # pinned memory and an event, kept for the next step
 
     def __getstate__(self) -> dict:
         """A copied or pickled model takes no report under way along: CUDA events cannot travel."""
-        return self.__dict__ | {"_pending": None}
+        return self.__dict__ | {"_mail": None, "_under_way": False}
 
     def submit(self, costs: torch.Tensor) -> None:
         """Take note of a step's (B,) losses; raises FloatingPointError as described."""
         self.poll()
-        bad = ~costs.detach().isfinite()
-        nothing_finite = bad.all()
-        if self.agree is not None:
-            nothing_finite = self.agree(nothing_finite)
-        flags = torch.cat([nothing_finite[None], bad])
+        costs = costs.detach()
+        if self.agree is None:
+            nothing_finite, flags = None, costs
+        else:
+            nothing_finite = self.agree(~costs.isfinite().any())
+            flags = torch.cat([nothing_finite[None].to(costs.dtype), costs])
         if not flags.is_cuda:
             self._report(flags)
             return
-        host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
+        if self._mail is None or self._mail[0].shape != flags.shape or self._mail[0].dtype != flags.dtype:
+            self._mail = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True), torch.cuda.Event()
+        host, arrived = self._mail
         host.copy_(flags, non_blocking=True)
-        arrived = torch.cuda.Event()
         arrived.record()
-        self._pending = host, arrived
+        self._under_way = True
 
     def poll(self) -> None:
         """Report what an earlier step left, if anything."""
-        if self._pending is not None:
-            (host, arrived), self._pending = self._pending, None
+        if self._under_way:
+            self._under_way = False
+            host, arrived = self._mail
             arrived.synchronize()
             self._report(host)
 
-    def _report(self, flags: torch.Tensor) -> None:
-        nothing_finite, *bad = flags.tolist()
-        indices = [b for b, is_bad in enumerate(bad) if is_bad]
+    def _report(self, numbers: torch.Tensor) -> None:
+        """Of (B,) losses, behind what the ranks agreed on if they did."""
+        bad = ~numbers.isfinite()
+        if self.agree is None:
+            nothing_finite = bool(bad.all())
+        else:
+            nothing_finite, bad = bool(numbers[0]), bad[1:]
+        indices = bad.nonzero()[:, 0].tolist()
         self.left_out += len(indices)
         if indices:
             logger.warning(

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import torch
 
+from nemo_sampled_rnnt.loss.problem import Options
+
 
 def utterance_weight(target_lengths: torch.Tensor, reduction: str | None, dtype: torch.dtype) -> torch.Tensor:
     """(B,) weight of each utterance in the numerator; known before any loss is."""
@@ -45,3 +47,22 @@ def reduce(costs: torch.Tensor, target_lengths: torch.Tensor, reduction: str | N
         return costs
     weight = utterance_weight(target_lengths, reduction, costs.dtype)
     return (costs * weight).sum() / denominator(finite, target_lengths, reduction, costs.dtype)
+
+
+def conclude(costs: torch.Tensor, target_lengths: torch.Tensor, options: Options, dtype: torch.dtype):
+    """The results of a visit.
+
+    Args:
+        costs: (B,) float64, -log P of each utterance, possibly inf or NaN.
+        target_lengths: (B,) int64.
+        options: reduction and FastEmit.
+        dtype: of the results.
+
+    Returns:
+        () the reduced loss, (B,) the losses before reduction, () the common divisor.
+    """
+    costs = (costs * (1 + options.fastemit_lambda)).to(dtype)
+    finite = costs.isfinite()
+    weights = utterance_weight(target_lengths, options.reduction, dtype)
+    divisor = denominator(finite, target_lengths, options.reduction, dtype)
+    return (torch.where(finite, costs, 0) * weights).sum() / divisor, costs, divisor

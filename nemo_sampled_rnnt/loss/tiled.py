@@ -27,8 +27,8 @@ from torch.autograd.function import once_differentiable
 
 from nemo_sampled_rnnt.loss.candidates import ALIGNMENT, aligned
 from nemo_sampled_rnnt.loss.own_rows import OwnRows
-from nemo_sampled_rnnt.loss.problem import Problem, accumulation_dtype
-from nemo_sampled_rnnt.loss.reduction import denominator, utterance_weight
+from nemo_sampled_rnnt.loss.problem import Options, Problem, accumulation_dtype
+from nemo_sampled_rnnt.loss.reduction import utterance_weight
 from nemo_sampled_rnnt.loss.row_gradients import scaled
 from nemo_sampled_rnnt.loss.shared_rows import SharedRows
 from nemo_sampled_rnnt.loss.tiles import Tile, plan_tiles
@@ -97,6 +97,9 @@ class Cells(Protocol):
     def gradient(self, tile: Tile, logits: torch.Tensor) -> None:
         """Turn logits into their gradient in place; zero it and hidden for an utterance without a finite loss."""
 
+    def conclude(self, target_lengths: torch.Tensor, options: Options):
+        """See :func:`nemo_sampled_rnnt.loss.reduction.conclude`."""
+
     def reduce(self, tile: Tile, hidden_gradient: torch.Tensor) -> None:
         """Take the hidden's (cells, aligned H) gradient through dropout and activation, and sum it: over u for the
         encoder, over t for the predictor."""
@@ -150,8 +153,8 @@ class Engine:
             largest = max(t * (u + 1) for t, u in zip(problem.lattice.frames, problem.lattice.labels, strict=True))
             workspace_bytes = min(workspace_bytes, max(32 * 2**20, largest * cell_bytes))
         self.visits = plan_tiles(problem.lattice, cell_bytes, workspace_bytes, self.rows.utterance_bytes)
-        self.largest_tile = max(tile.cells for tiles in self.visits for tile in tiles)
-        self.workspace = Workspace(self.largest_tile, width, self.rows.columns, stride, encoder)
+        largest = max(tile.cells for tiles in self.visits for tile in tiles)
+        self.workspace = Workspace(largest, width, self.rows.columns, stride, encoder)
         self.cells = make_cells(
             encoder.contiguous(),
             predictor.to(encoder.dtype).contiguous(),
@@ -159,7 +162,7 @@ class Engine:
             self.workspace,
             problem,
             needs,
-            weights * self.scale,
+            weights if self.scale == 1 else weights * self.scale,
         )
         self.rows.prepare(self.visits)
 
@@ -211,38 +214,36 @@ def visited(encoder, predictor, weight, bias, problem: Problem, make_cells: Cell
     Raises:
         torch.OutOfMemoryError: not even a row of the lattice at a time fits.
     """
-    budget = problem.options.workspace_mib * 2**20
+    ids = problem.candidates.ids
+    columns = aligned(len(weight)) if ids is None else ids.shape[1]
+    cell = Workspace.bytes_per_cell(encoder.shape[2], columns, encoder.element_size(), needs.hidden)
+    widest = max(problem.lattice.labels) + 1
+    asked = problem.options.workspace_mib * 2**20
+    budget = min(asked, problem.lattice.cells * cell)
     while True:
-        engine, largest = None, None
+        engine = None
         try:
             engine = Engine(encoder, predictor, weight, bias, problem, make_cells, needs, weights, budget)
-            largest = engine.largest_tile
             engine.run()
+            if budget < min(asked, problem.lattice.cells * cell):
+                _warn_once(
+                    f"the loss ran out of memory with workspace_mib={problem.options.workspace_mib} and went on with "
+                    f"{budget / 2**20:.1f} MiB, slower: set workspace_mib to less, or make the batch smaller."
+                )
             return engine
         except torch.OutOfMemoryError as error:
-            message = str(error)
-        del engine
-        row = max(problem.lattice.labels) + 1
-        stride = _columns(weight, problem)
-        row_bytes = row * Workspace.bytes_per_cell(encoder.shape[2], stride, encoder.element_size(), needs.hidden)
-        if budget <= row_bytes or (largest is not None and largest <= row):
-            sums = accumulation_dtype(encoder.dtype).itemsize * (stride if not problem.per_utterance else len(weight))
+            reason = str(error)
+        del engine  # and what it holds; an except clause would hold it still
+        if budget <= widest * cell:
+            rows = columns if ids is None or len(ids) == 1 else min(len(weight), ids.numel())
+            sums = rows * encoder.shape[2] * accumulation_dtype(encoder.dtype).itemsize if needs.weight else 0
             raise torch.OutOfMemoryError(
-                f"the loss is out of memory with one row of the lattice at a time: {row} label positions x "
-                f"({stride} candidates + hidden) are {row_bytes / 2**20:.1f} MiB, the sum of the weight's gradient "
-                f"{sums * encoder.shape[2] / 2**20:.1f} MiB, beside what else is on the device. Use a smaller batch, "
-                f"fewer negatives or a smaller model. {message}"
+                f"the loss is out of memory with one frame at a time: {widest} label positions x {cell} bytes (hidden, "
+                f"its gradient and {columns} candidates) are {widest * cell / 2**20:.1f} MiB, the sum of the weight's "
+                f"gradient {sums / 2**20:.1f} MiB. Free memory on {encoder.device}, make the batch smaller, or draw "
+                f"fewer negatives. ({reason})"
             )
-        budget = max(row_bytes, budget // 2)
-        _warn_once(
-            f"the loss is out of memory with workspace_mib={problem.options.workspace_mib}; it goes on with "
-            f"{max(1, budget // 2**20)} MiB, slower. Set workspace_mib to that, or make the batch smaller."
-        )
-
-
-def _columns(weight: torch.Tensor, problem: Problem) -> int:
-    ids = problem.candidates.ids
-    return aligned(len(weight) if ids is None else ids.shape[1])
+        budget = max(widest * cell, budget // 2)
 
 
 @cache
@@ -266,20 +267,17 @@ class TiledLoss(torch.autograd.Function):
         vector = options.reduction is None
         needs = Needs(False, False, False, False) if vector else ctx.needs
         engine = visited(encoder, predictor, weight, bias, problem, make_cells, needs, weights)
-        costs = (engine.cells.costs * (1 + options.fastemit_lambda)).to(dtype)
-        finite = costs.isfinite()
-        losses = torch.where(finite, costs, 0)
+        loss, costs, divisor = engine.cells.conclude(problem.target_lengths, options)
         ctx.mark_non_differentiable(costs)
         ctx.vector = vector
         if vector:
             ctx.save_for_backward(encoder, predictor, weight, bias)
             ctx.problem, ctx.make_cells = problem, make_cells
-            return losses, costs
-        divisor = denominator(finite, problem.target_lengths, options.reduction, dtype)
+            return torch.where(costs.isfinite(), costs, 0), costs
         if needs.any:
             ctx.gradients = Gradients(engine)
-            ctx.divisor = divisor * engine.scale
-        return (losses * weights).sum() / divisor, costs
+            ctx.divisor = divisor if engine.scale == 1 else divisor * engine.scale
+        return loss, costs
 
     @staticmethod
     @once_differentiable

@@ -13,10 +13,10 @@ def signatures(stored, real):
     where, softmax, dropout = (int64,) * 4, (int64,) * 4, (int64, int64, float64)
     return {
         "hidden": (table, wide, wide, wide, *where, *(int64,) * 5, *dropout),
-        "scores": (table, wide, some, table, some, some, some, *where, *softmax),
-        "alpha_beta": (table, some, some, exact, exact, exact, int64),
+        "scores": (table, wide, some, table, some, table, table, *where, *softmax),
+        "alpha_beta": (table, table, table, table, table, exact, int64),
         "gradient": (
-            table, wide, wide, some, table, some, some, some, exact, exact, exact, some,
+            table, wide, wide, some, table, some, table, table, table, table, exact, some,
             *where, *softmax, float64, float64, int64,
         ),
         "encoder_gradient": (table, wide, wide, some, *where, *(int64,) * 3, *dropout),

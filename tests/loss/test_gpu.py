@@ -1,6 +1,7 @@
 """The CUDA kernels on a GPU, against the reference in float64 on the CPU (in the simulator: test_simulator.py)."""
 
 import logging
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -234,6 +235,40 @@ def test_memory_with_a_vocabulary_of_131072(scope):
     peak = peak_over_inputs_and_results(problem)
     print(f"peak {peak / MIB:.0f} MiB")
     assert peak <= 0.7 * 1024 * MIB, f"{peak / MIB:.0f} MiB"
+
+
+def test_a_real_shortage_of_memory(caplog):
+    """100 MiB where the workspace alone would take 256: the same result, and a line that says so."""
+    problem = make_problem(15, B=4, T=150, U=40, H=64, V=2047, scale=0.3).to(torch.bfloat16).to("cuda")
+    want = gradients_of(problem, sampled_rnnt_loss, impl="cuda")
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 100 * MIB) / total)
+    try:
+        with caplog.at_level(logging.WARNING, "nemo_sampled_rnnt"):
+            got = gradients_of(problem, sampled_rnnt_loss, impl="cuda", workspace_mib=256)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "ran out of memory with workspace_mib=256" in caplog.text
+    assert_same(got, want, 1e-2)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_one_read_of_the_device_a_step(scope):
+    problem = make_problem(16, **SIZES, scope=scope, correction=scope is not None).to(torch.bfloat16).to("cuda")
+    gradients_of(problem, sampled_rnnt_loss, impl="cuda")  # compiles, and makes cuBLAS's handles
+    leaves = [getattr(problem, name).requires_grad_() for name in LEAVES]
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.autograd.grad(problem.call(sampled_rnnt_loss, impl="cuda"), leaves)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
+    assert len(waits) == 1, waits
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

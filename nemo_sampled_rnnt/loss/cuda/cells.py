@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import torch
 
-from nemo_sampled_rnnt.loss.cuda.kernels import GROUP, LABELS, LATTICE_THREADS, THREADS, WARP, WARPS, compiled
+from nemo_sampled_rnnt.loss.cuda.conclude import CONCLUDING_THREADS, conclude_kernel
+from nemo_sampled_rnnt.loss.cuda.kernels import (
+    GROUP,
+    LABELS,
+    LATTICE_THREADS,
+    THREADS,
+    WARP,
+    WARPS,
+    WIDE_THREADS,
+    compiled,
+)
 from nemo_sampled_rnnt.loss.cuda.launch import SIMULATED, BoundKernel
 from nemo_sampled_rnnt.loss.cuda.octets import OCTET
 from nemo_sampled_rnnt.loss.dropout import threshold
-from nemo_sampled_rnnt.loss.problem import Problem, accumulation_dtype
+from nemo_sampled_rnnt.loss.problem import REDUCTIONS, Options, Problem, accumulation_dtype
 from nemo_sampled_rnnt.loss.tiles import Tile
 
 WIDE = 256 if SIMULATED else 8192  # candidates from which on a block works on a group of cells, and not a warp
-WHERE = "iiii"  # first utterance, first frame, last frame, first cell
-DROPOUT = "iif"
+WHERE = 4  # arguments that say which tile: first utterance, first frame, last frame, first cell
 
 
 class CudaCells:
@@ -22,7 +31,7 @@ class CudaCells:
     def __init__(self, encoder, predictor, offsets, workspace, problem: Problem, needs, weights):
         self.problem, self.needs, self.sizes = problem, needs, problem.lattice
         options, device = problem.options, encoder.device
-        accumulate = accumulation_dtype(encoder.dtype)
+        accumulate = self._real = accumulation_dtype(encoder.dtype)
         batch, frames, width = encoder.shape
         positions = predictor.shape[1]
         units = -(-width // OCTET) * OCTET  # of a row of hidden, padded
@@ -32,8 +41,9 @@ class CudaCells:
 
         places = problem.lattice.places
         self.costs = empty(batch, torch.float64)
-        normaliser, log_blank, log_label = empty((3, places)).unbind()
-        alpha, beta = empty((2, places), torch.float64).unbind() if needs.any else (empty(places, torch.float64), None)
+        normaliser = empty(places)
+        by_blank, by_label, alpha = empty((3, places), torch.int64).unbind()
+        beta = empty(places, torch.int64) if needs.any else alpha  # not written without gradients
         hidden = workspace.hidden_and_one
         later = hidden  # stands where each tile puts its own
         targets, utterances = problem.candidates.target.contiguous(), problem.table
@@ -46,54 +56,68 @@ class CudaCells:
         dropout = (problem.seed, threshold(options.dropout), 1.0 / (1.0 - options.dropout))
         softmax = (offsets.shape[1], len(offsets), targets.shape[1], problem.candidates.blank)
 
-        self._hidden = BoundKernel(kernels.hidden, [utterances, encoder, predictor, hidden], WHERE + "iiiii" + DROPOUT)
-        self._hidden_scalars = (frames, positions, width, units, hidden.shape[1], *dropout)
+        hidden_stride = hidden.shape[1]
+        self._hidden = BoundKernel(
+            kernels.hidden,
+            [utterances, encoder, predictor, hidden],
+            WHERE,
+            (frames, positions, width, units, hidden_stride, *dropout),
+        )
         self._scores = BoundKernel(
-            kernels.scores, [utterances, later, offsets, targets, normaliser, log_blank, log_label], WHERE + "iiii"
+            kernels.scores, [utterances, later, offsets, targets, normaliser, by_blank, by_label], WHERE, softmax
         )
-        self._scores_scalars = softmax
-        self._alpha_beta = BoundKernel(
-            kernels.alpha_beta,
-            [utterances, log_blank, log_label, alpha, alpha if beta is None else beta, self.costs],
-            "i",
-        )
-        self.encoder_gradient = self.predictor_gradient = None
+        self._alpha_beta = BoundKernel(kernels.alpha_beta, [utterances, by_blank, by_label, alpha, beta, self.costs], 1)
         if needs.any:
             self._gradient = BoundKernel(
                 kernels.gradient,
-                [utterances, hidden, later, offsets, targets, normaliser, log_blank, log_label, alpha, beta,
+                [utterances, hidden, later, offsets, targets, normaliser, by_blank, by_label, alpha, beta,
                  self.costs, weights.contiguous()],
-                WHERE + "iiiiffi",
+                WHERE,
+                (*softmax, float(options.fastemit_lambda), float(options.clamp), hidden_stride),
             )  # fmt: skip
-            self._gradient_scalars = (*softmax, options.fastemit_lambda, options.clamp, hidden.shape[1])
+        self.encoder_gradient = self.predictor_gradient = None
         if needs.encoder:
             total = torch.zeros(batch, frames, units, dtype=accumulate, device=device)
             self.encoder_gradient = total[..., :width]
             self._encoder_gradient = BoundKernel(
                 kernels.encoder_gradient,
                 [utterances, hidden, later, total],
-                WHERE + "iii" + DROPOUT,
+                WHERE,
+                (frames, hidden_stride, units, *dropout),
             )
-            self._encoder_scalars = (frames, hidden.shape[1], units, *dropout)
         if needs.predictor:
             total = torch.zeros(batch, positions, units, dtype=accumulate, device=device)
             self.predictor_gradient = total[..., :width]
             self._predictor_gradient = BoundKernel(
                 kernels.predictor_gradient,
                 [utterances, hidden, later, total],
-                WHERE + "iii" + DROPOUT,
+                WHERE,
+                (positions, hidden_stride, units, *dropout),
             )
-            self._predictor_scalars = (positions, hidden.shape[1], units, *dropout)
         self._unit_threads = min(THREADS, -(-hidden.shape[1] // OCTET // 32) * 32)
         self._warps_of_units = -(-units // OCTET // WARP)
+        self._scoring_threads = WIDE_THREADS if wide else THREADS
         self._cells_of_a_block = GROUP if wide else GROUP * WARPS
 
     def hidden(self, tile: Tile) -> None:
-        self._hidden(_grid(tile, LABELS), self._unit_threads, *_where(tile), *self._hidden_scalars)
+        self._hidden(_grid(tile, LABELS), self._unit_threads, *_where(tile))
 
     def scores(self, tile: Tile, logits: torch.Tensor) -> None:
         self._scores.rebind(1, logits)
-        self._scores(_grid(tile, self._cells_of_a_block), THREADS, *_where(tile), *self._scores_scalars)
+        self._scores(_grid(tile, self._cells_of_a_block), self._scoring_threads, *_where(tile))
+
+    def conclude(self, target_lengths: torch.Tensor, options: Options):
+        """As :func:`nemo_sampled_rnnt.loss.reduction.conclude`, in one launch instead of fifteen."""
+        batch = len(self.costs)
+        results = torch.empty(batch + 2, dtype=self._real, device=self.costs.device)
+        kernel = BoundKernel(
+            conclude_kernel(self._real),
+            [self.costs, target_lengths, results],
+            0,
+            (batch, REDUCTIONS.index(options.reduction), float(options.fastemit_lambda)),
+        )
+        kernel((1, 1, 1), CONCLUDING_THREADS)
+        return results[0], results[2:], results[1]
 
     def lattice(self, first: int, last: int, backward: bool) -> None:
         widest = max(self.sizes.labels[first:last]) + 1
@@ -102,18 +126,18 @@ class CudaCells:
 
     def gradient(self, tile: Tile, logits: torch.Tensor) -> None:
         self._gradient.rebind(2, logits)
-        self._gradient(_grid(tile, self._cells_of_a_block), THREADS, *_where(tile), *self._gradient_scalars)
+        self._gradient(_grid(tile, self._cells_of_a_block), THREADS, *_where(tile))
 
     def reduce(self, tile: Tile, hidden_gradient: torch.Tensor) -> None:
         frames, labels, utterances = _grid(tile, 1)
         if self.needs.encoder:
             self._encoder_gradient.rebind(2, hidden_gradient)
             grid = (frames, 1, utterances)
-            self._encoder_gradient(grid, self._unit_threads, *_where(tile), *self._encoder_scalars)
+            self._encoder_gradient(grid, self._unit_threads, *_where(tile))
         if self.needs.predictor:
             self._predictor_gradient.rebind(2, hidden_gradient)
             grid = (self._warps_of_units, labels, utterances)
-            self._predictor_gradient(grid, THREADS, *_where(tile), *self._predictor_scalars)
+            self._predictor_gradient(grid, THREADS, *_where(tile))
 
 
 def _grid(tile: Tile, labels: int) -> tuple[int, int, int]:

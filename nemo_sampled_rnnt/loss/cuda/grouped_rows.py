@@ -49,8 +49,10 @@ class GroupedRows(OwnRows):
         (self._total,) = self._sums.tensors
         visit_of = [number for number, visit in enumerate(visits) for _ in range(visit[0].utterances)]
         visit_of = torch.tensor(visit_of).pin_memory().to(self._ids.device, non_blocking=True)
-        # Within a visit, equal places come together; the sort is stable, so utterances keep their order.
-        self._keys, self._order = (self._place + len(self._total) * visit_of[:, None]).flatten().sort(stable=True)
+        # Within a visit equal places come together, padding last; the sort is stable, so utterances keep their order.
+        keys = self._place + (len(self._total) + 1) * visit_of[:, None]
+        keys = torch.where(self.offsets.isneginf(), (len(self._total) + 1) * (visit_of[:, None] + 1) - 1, keys)
+        self._keys, self._order = keys.flatten().sort(stable=True)
 
     def logits(self, tile: Tile, hidden: torch.Tensor, out) -> torch.Tensor:
         return torch._grouped_mm(hidden, self._rows_of(tile).transpose(1, 2), self._ends[tile.first_cell])
@@ -64,8 +66,10 @@ class GroupedRows(OwnRows):
         right = hidden_and_one[:, -self._total.shape[1] :]
         product = torch._grouped_mm(logits_gradient.T, right, self._ends[tile.first_cell])
         first, last = tile.first_utterance * self.columns, tile.last_utterance * self.columns
-        add = BoundKernel(add_rows(), [self._total, product, self._keys, self._order], "iiii")
-        add((last - first, 1, 1), THREADS, first, last, *self._total.shape)
+        add = BoundKernel(
+            add_rows(), [self._total, product, self._keys, self._order], 0, (first, last, *self._total.shape)
+        )
+        add((last - first, 1, 1), THREADS)
 
 
 @cache
@@ -76,7 +80,7 @@ def add_rows():
 
     @cuda.jit
     def add_rows_kernel(total, product, keys, order, first, last, rows, stride):
-        """Block: a sorted position; the first of equal keys adds them all. Thread: every blockDim-th octet.
+        """Block: a sorted position; the first of equal keys adds them all, one of padding none. Thread: octets.
 
         total (rows, stride) float32, product (last - first, stride) bfloat16.
         """
@@ -84,7 +88,9 @@ def add_rows():
         key = keys[position]
         if position > first and keys[position - 1] == key:
             return
-        row = key % rows
+        row = key % (rows + 1)
+        if row == rows:
+            return
         values = cuda.local.array(OCTET, float32)
         terms = cuda.local.array(OCTET, float32)
         for octet in range(cuda.threadIdx.x, stride // OCTET, cuda.blockDim.x):

@@ -6,7 +6,7 @@ lie on a grid of its frames (x), groups of label positions (y) and utterances (z
     utterances (B, 4)   frames, labels, first cell, first place
 
 says which of them are there. Hidden and logits of the tile's cells start at row 0 of their buffers, which is cell
-``first_cell`` of the batch. What is kept for the lattice (normaliser, log-probs, alpha, beta) lies by anti-diagonals,
+``first_cell`` of the batch. What is kept for the lattice (normaliser, arcs, alpha, beta) lies by anti-diagonals,
 (t, u) at place (t + u)(U + 1) + u, so that the cells that alpha_beta works on together are neighbours in memory.
 Indices are 64-bit: 131,072 labels x 20,000 cells pass 2^31.
 
@@ -26,22 +26,27 @@ from nemo_sampled_rnnt.loss import dropout as counter
 from nemo_sampled_rnnt.loss.cuda.launch import (
     NOTHING,
     SIMULATED,
+    bits_of_double,
     device,
+    double_of_bits,
     exp_split,
     fast_exp,
-    fast_log,
-    halved,
     normalised,
+    pack_number,
     reduce_by_shared_memory,
     reduce_by_shuffles,
+    times_power_of_2,
+    unpack_number,
 )
 from nemo_sampled_rnnt.loss.cuda.octets import OCTET, octets
 
 WARP = 4 if SIMULATED else 32
 WARPS = 2 if SIMULATED else 8  # of a block
 THREADS = WARP * WARPS
+WIDE_THREADS = THREADS if SIMULATED else 512  # that score a group of cells with a large candidate set
 LATTICE_THREADS = 4 if SIMULATED else 512
-TWO_DIAGONALS = 2 * LATTICE_THREADS
+DIAGONAL = LATTICE_THREADS + 1
+TWO_DIAGONALS = 2 * DIAGONAL
 AHEAD = 8  # diagonals whose arcs are on their way: a load takes as long as some steps
 GROUP = 4  # cells that share the loads of their offsets
 GROUP_OF_OCTETS = GROUP * OCTET
@@ -112,18 +117,18 @@ def kernels(kind: str, activation: str, dropout: bool, wide: bool, native: bool 
     wide_infinity = float64(math.inf)
     lowest = real(-3e38)  # below every score, and finite: differences of it are no NaN
     half = kind in ("float16", "bfloat16")
-    exp, log = (fast_exp, fast_log) if half else (math.exp, math.log)
+    exp = fast_exp if half else math.exp
     memory, sums = octets(kind, native), octets("float64" if kind == "float64" else "float32")
     load8, store8, load1 = memory.load8, memory.store8, memory.load1
     load_sums, store_sums = sums.load8, sums.store8
     activate, slope = activations(activation, real)
-    members = WARP * (WARPS if wide else 1)  # threads that work on a group of cells: a team
-    teams = THREADS // members
+    # Threads that work on a group of cells.
+    scoring_team, team = (WIDE_THREADS, THREADS) if wide else (WARP, WARP)
 
     def reducer(combine):
         if SIMULATED:
-            return reduce_by_shared_memory(combine, real, members, THREADS)
-        return reduce_by_shuffles(combine, real, members // WARP)
+            return reduce_by_shared_memory(combine, real, scoring_team, THREADS)
+        return reduce_by_shuffles(combine, real, scoring_team)
 
     @device
     def larger(a, b):
@@ -136,12 +141,20 @@ def kernels(kind: str, activation: str, dropout: bool, wide: bool, native: bool 
     largest_of_team, sum_of_team = reducer(larger), reducer(add)
 
     # The lattice's numbers, from e^0 down to e^-10000: in float32 a mantissa and an exponent, which multiply and add
-    # in few steps and as exactly as float32 does; in float64 a logarithm, with an exponent of 0.
+    # in few steps and as exactly as float32 does; in float64 a logarithm, with an exponent of 0. In memory: a word.
     if kind == "float64":
 
         @device
         def number(log_value):
             return log_value, int32(0)
+
+        @device
+        def stored(mantissa, exponent):
+            return bits_of_double(mantissa)
+
+        @device
+        def loaded(word):
+            return double_of_bits(word), int32(0)
 
         @device
         def sum_of_products(a, a_exponent, p, p_exponent, b, b_exponent, q, q_exponent):
@@ -157,8 +170,8 @@ def kernels(kind: str, activation: str, dropout: bool, wide: bool, native: bool 
             return mantissa
 
         @device
-        def number_of_log(value):
-            return value, int32(0)
+        def posterior(alpha, arc, beta, log_likelihood):
+            return math.exp(double_of_bits(alpha) + double_of_bits(arc) + double_of_bits(beta) - log_likelihood)
 
         zero, zero_exponent = -infinity, int32(0)
     else:
@@ -168,27 +181,36 @@ def kernels(kind: str, activation: str, dropout: bool, wide: bool, native: bool 
             return exp_split(log_value)
 
         @device
+        def stored(mantissa, exponent):
+            return pack_number(mantissa, exponent)
+
+        @device
+        def loaded(word):
+            return unpack_number(word)
+
+        @device
         def sum_of_products(a, a_exponent, p, p_exponent, b, b_exponent, q, q_exponent):
             """a p + b q."""
             first, second = a_exponent + p_exponent, b_exponent + q_exponent
             exponent = max(first, second)
-            return normalised(halved(a * p, exponent - first) + halved(b * q, exponent - second), exponent)
+            total = times_power_of_2(a * p, first - exponent) + times_power_of_2(b * q, second - exponent)
+            return normalised(total, exponent)
 
         @device
         def log_of(mantissa, exponent):
             if mantissa == 0:
                 return -wide_infinity
-            return float64(exponent) * LOG_2 + float64(log(mantissa))
+            return float64(exponent) * LOG_2 + float64(math.log(mantissa))
 
         @device
-        def number_of_log(value):
-            """What :func:`log_of` made of a number."""
-            if value == -wide_infinity:
-                return real(0), int32(NOTHING)
-            if value != value:
-                return real(value), int32(0)
-            whole = math.floor(value / LOG_2)
-            return real(math.exp(real(value - whole * LOG_2))), int32(whole)
+        def posterior(alpha, arc, beta, log_likelihood):
+            """alpha arc beta / P."""
+            a, a_exponent = unpack_number(alpha)
+            p, p_exponent = unpack_number(arc)
+            b, b_exponent = unpack_number(beta)
+            whole = math.floor(log_likelihood / LOG_2)
+            rest = math.exp(real(whole * LOG_2 - log_likelihood))
+            return times_power_of_2(a * p * b * rest, a_exponent + p_exponent + b_exponent - int32(whole))
 
         zero, zero_exponent = real(0), int32(NOTHING)
 
@@ -236,17 +258,17 @@ def kernels(kind: str, activation: str, dropout: bool, wide: bool, native: bool 
                 store8(out, (row + u) * out_stride + first, g, 0)
 
     def scores(
-        utterances, logits, offsets, targets, normaliser, log_blank, log_label,
+        utterances, logits, offsets, targets, normaliser, by_blank, by_label,
         first_utterance, first_frame, last_frame, first_cell, stride, groups, positions, blank,
     ):  # fmt: skip
         """Block: groups of label positions of a frame. Team: a group. Thread: every so many octets of candidates.
 
-        One pass: each thread keeps the largest score and the sum of exponentials relative to it. Writes normaliser,
-        log_blank and log_label of the cells.
+        One pass: each thread keeps the largest score and the sum of exponentials relative to it. Writes the cells'
+        normaliser, and the probabilities of their arcs by blank and by label.
         """
         b, t = first_utterance + cuda.blockIdx.z, first_frame + cuda.blockIdx.x
-        member = int64(cuda.threadIdx.x % members)
-        u = GROUP * (int64(cuda.blockIdx.y) * teams + cuda.threadIdx.x // members)
+        member = int64(cuda.threadIdx.x % scoring_team)
+        u = GROUP * ((int64(cuda.blockIdx.y) * cuda.blockDim.x + cuda.threadIdx.x) // scoring_team)
         labels = utterances[4 * b + 1]
         if t >= min(utterances[4 * b], last_frame) or u > labels:
             return
@@ -260,7 +282,7 @@ def kernels(kind: str, activation: str, dropout: bool, wide: bool, native: bool 
         mass = cuda.local.array(GROUP, real)
         for place in range(GROUP):
             top[place], mass[place] = lowest, real(0)
-        for first in range(OCTET * member, stride, OCTET * members):
+        for first in range(OCTET * member, stride, OCTET * scoring_team):
             for place in range(GROUP):  # one that is not there repeats the last
                 load8(logits, first_row + min(int64(place), last) * stride + first, z, OCTET * place)
             load_sums(offsets, first_offset + first, offset, 0)
@@ -280,25 +302,26 @@ def kernels(kind: str, activation: str, dropout: bool, wide: bool, native: bool 
                 here, there = first_row + place * stride, first_place + place * (labels + 2)
                 lse = high + (math.log(total) if total > 0 else total - infinity)
                 normaliser[there] = lse
-                log_blank[there] = load1(logits, here + blank) + offsets[first_offset + blank] - lse
+                log_blank = load1(logits, here + blank) + offsets[first_offset + blank] - lse
+                mantissa, exponent = number(log_blank)
+                by_blank[there] = stored(mantissa, exponent)
                 if u + place < labels:
                     label = targets[b * positions + u + place]
-                    log_label[there] = load1(logits, here + label) + offsets[first_offset + label] - lse
+                    log_label = load1(logits, here + label) + offsets[first_offset + label] - lse
+                    mantissa, exponent = number(log_label)
+                    by_label[there] = stored(mantissa, exponent)
 
-    def alpha_beta(utterances, log_blank, log_label, alpha, beta, costs, first_utterance):
+    def alpha_beta(utterances, by_blank, by_label, alpha, beta, costs, first_utterance):
         """Block x: an utterance; y = 0 writes alpha and the cost, y = 1 beta. Thread: a label position.
 
         The cells of an anti-diagonal t + u = d are computed together; each thread keeps its own last value (the
         cell one frame before), takes its neighbour's (one label before) from shared memory, and loads the arcs of
         the diagonals that come next ahead of time. U + 1 beyond the block: panels of labels, one after the other,
         the edge between two read back from memory. beta runs the same way from the far corner.
-
-        alpha, beta and costs are float64: they run into the thousands, and their difference is the posterior.
         """
-        neighbour = cuda.shared.array(TWO_DIAGONALS, real)  # of this diagonal and the one before
-        neighbour_exponent = cuda.shared.array(TWO_DIAGONALS, int32)
-        blank_ahead = cuda.local.array(AHEAD, real)
-        label_ahead = cuda.local.array(AHEAD, real)
+        neighbour = cuda.shared.array(TWO_DIAGONALS, int64)  # of this diagonal and the one before; slot 0: no neighbour
+        blank_ahead = cuda.local.array(AHEAD, int64)
+        label_ahead = cuda.local.array(AHEAD, int64)
         b = first_utterance + cuda.blockIdx.x
         frames, labels, first = int32(utterances[4 * b]), utterances[4 * b + 1], utterances[4 * b + 3]
         width = labels + 1
@@ -308,6 +331,10 @@ def kernels(kind: str, activation: str, dropout: bool, wide: bool, native: bool 
         down, right = (width, width + 1) if forward else (-width, -width - 1)
         corner = first + (frames - 1 + labels) * width + labels
         origin = first if forward else corner
+        own, own_exponent = number(real(0))
+        one, none = stored(own, own_exponent), stored(zero, zero_exponent)
+        if thread == 0:
+            neighbour[0], neighbour[DIAGONAL] = none, none
         for panel in range(0, width, cuda.blockDim.x):
             members = int32(min(int64(cuda.blockDim.x), width - panel))
             mine = panel + thread  # label positions passed so far, from the start or from the end
@@ -326,34 +353,32 @@ def kernels(kind: str, activation: str, dropout: bool, wide: bool, native: bool 
                     step = int32(begin + place)
                     passed = step - thread  # frames passed so far
                     if passed >= 0 and passed < last:
-                        side, side_exponent = zero, zero_exponent
-                        if thread > 0:
-                            slot = ((step + 1) & 1) * LATTICE_THREADS + thread - 1
-                            side, side_exponent = neighbour[slot], neighbour_exponent[slot]
-                        elif panel > 0:
-                            side, side_exponent = number_of_log(values[here - right])
-                        first_of_alpha = forward and passed == 0  # alpha[0, 0] is no arc's end
-                        by_blank, by_blank_exponent = number(real(0) if first_of_alpha else blank_ahead[place])
-                        by_label, by_label_exponent = number(label_ahead[place] if mine > 0 else -infinity)
+                        side = neighbour[((step + 1) & 1) * DIAGONAL + thread]
+                        if panel > 0 and thread == 0:
+                            side = values[here - right]
+                        a, a_exponent = loaded(side)
+                        # alpha[0, 0] is no arc's end, and no label comes before the first position
+                        p, p_exponent = loaded(one if forward and passed == 0 else blank_ahead[place])
+                        q, q_exponent = loaded(label_ahead[place] if mine > 0 else none)
                         own, own_exponent = sum_of_products(
-                            own, own_exponent, by_blank, by_blank_exponent,
-                            side, side_exponent, by_label, by_label_exponent,
-                        )  # fmt: skip
-                        slot = (step & 1) * LATTICE_THREADS + thread
-                        neighbour[slot], neighbour_exponent[slot] = own, own_exponent
-                        values[here] = log_of(own, own_exponent)
+                            own, own_exponent, p, p_exponent, a, a_exponent, q, q_exponent
+                        )
+                        word = stored(own, own_exponent)
+                        neighbour[(step & 1) * DIAGONAL + thread + 1] = word
+                        values[here] = word
                         here += down
                     if passed + AHEAD >= 0 and passed + AHEAD < last:
-                        blank_ahead[place] = log_blank[coming + (to_blank_arc if passed + AHEAD > 0 else int64(0))]
-                        label_ahead[place] = log_label[coming + to_label_arc]
+                        blank_ahead[place] = by_blank[coming + (to_blank_arc if passed + AHEAD > 0 else int64(0))]
+                        label_ahead[place] = by_label[coming + to_label_arc]
                         coming += down
                     cuda.syncthreads()
             if forward and thread < members and mine == labels:
-                costs[b] = -(log_of(own, own_exponent) + log_blank[corner])
+                p, p_exponent = loaded(by_blank[corner])
+                costs[b] = -(log_of(own, own_exponent) + log_of(p, p_exponent))
             cuda.syncthreads()
 
     def gradient(
-        utterances, hidden, logits, offsets, targets, normaliser, log_blank, log_label, alpha, beta, costs, weights,
+        utterances, hidden, logits, offsets, targets, normaliser, by_blank, by_label, alpha, beta, costs, weights,
         first_utterance, first_frame, last_frame, first_cell, stride, groups, positions, blank,
         emit, clamp, hidden_stride,
     ):  # fmt: skip
@@ -363,8 +388,8 @@ def kernels(kind: str, activation: str, dropout: bool, wide: bool, native: bool 
         a finite loss, since 0 x NaN would pass into the sums of others.
         """
         b, t = first_utterance + cuda.blockIdx.z, first_frame + cuda.blockIdx.x
-        member = int64(cuda.threadIdx.x % members)
-        u = GROUP * (int64(cuda.blockIdx.y) * teams + cuda.threadIdx.x // members)
+        member = int64(cuda.threadIdx.x % team)
+        u = GROUP * ((int64(cuda.blockIdx.y) * cuda.blockDim.x + cuda.threadIdx.x) // team)
         frames, labels = utterances[4 * b], utterances[4 * b + 1]
         if t >= min(frames, last_frame) or u > labels:
             return
@@ -376,8 +401,8 @@ def kernels(kind: str, activation: str, dropout: bool, wide: bool, native: bool 
         bound = real(clamp) if clamp > 0 else infinity
         z = cuda.local.array(GROUP_OF_OCTETS, real)
         offset = cuda.local.array(OCTET, real)
-        by_blank = cuda.local.array(GROUP, real)
-        by_label = cuda.local.array(GROUP, real)
+        gamma_blank = cuda.local.array(GROUP, real)
+        gamma_label = cuda.local.array(GROUP, real)
         shift = cuda.local.array(GROUP, real)
         label = cuda.local.array(GROUP, int64)
 
@@ -385,41 +410,43 @@ def kernels(kind: str, activation: str, dropout: bool, wide: bool, native: bool 
             for i in range(OCTET):
                 z[i] = real(0)
             for place in range(last + 1):
-                for first in range(OCTET * member, stride, OCTET * members):
+                for first in range(OCTET * member, stride, OCTET * team):
                     store8(logits, first_row + place * stride + first, z, 0)
-                for first in range(OCTET * member, hidden_stride, OCTET * members):
+                for first in range(OCTET * member, hidden_stride, OCTET * team):
                     store8(hidden, (row + place) * hidden_stride + first, z, 0)
             return
 
+        mantissa, exponent = number(real(0))
+        one = stored(mantissa, exponent)
         for place in range(GROUP):
-            by_blank[place], by_label[place], label[place], shift[place] = real(0), real(0), int64(-1), real(0)
+            gamma_blank[place], gamma_label[place] = real(0), real(0)
+            label[place], shift[place] = int64(-1), real(0)
+            there = first_place + place * (labels + 2)
             if place <= last:
-                there = first_place + place * (labels + 2)
                 shift[place] = normaliser[there]
-                if t + 1 < frames:
-                    arc = alpha[there] + log_blank[there] + beta[there + labels + 1] - likelihood
-                    by_blank[place] = math.exp(real(arc))
-                elif u + place == labels:
-                    by_blank[place] = math.exp(real(alpha[there] + log_blank[there] - likelihood))
+                if t + 1 < frames or u + place == labels:
+                    after = beta[there + labels + 1] if t + 1 < frames else one
+                    gamma_blank[place] = posterior(alpha[there], by_blank[there], after, likelihood)
                 if u + place < labels:
-                    arc = alpha[there] + log_label[there] + beta[there + labels + 2] - likelihood
-                    by_label[place] = math.exp(real(arc)) * (real(1) + real(emit))
+                    after = beta[there + labels + 2]
+                    arc = posterior(alpha[there], by_label[there], after, likelihood)
+                    gamma_label[place] = arc * (real(1) + real(emit))
                     label[place] = targets[b * positions + u + place]
-        for first in range(OCTET * member, stride, OCTET * members):
+        for first in range(OCTET * member, stride, OCTET * team):
             for place in range(GROUP):
                 load8(logits, first_row + min(int64(place), last) * stride + first, z, OCTET * place)
             load_sums(offsets, first_offset + first, offset, 0)
             for place in range(GROUP):
-                occupancy = by_blank[place] + by_label[place]
+                occupancy = gamma_blank[place] + gamma_label[place]
                 for i in range(OCTET):
                     j = OCTET * place + i
                     z[j] = occupancy * exp(z[j] + offset[i] - shift[place])
                 if blank >= first and blank < first + OCTET:
                     for i in range(OCTET):
-                        z[OCTET * place + i] -= by_blank[place] if first + i == blank else real(0)
+                        z[OCTET * place + i] -= gamma_blank[place] if first + i == blank else real(0)
                 if label[place] >= first and label[place] < first + OCTET:
                     for i in range(OCTET):
-                        z[OCTET * place + i] -= by_label[place] if first + i == label[place] else real(0)
+                        z[OCTET * place + i] -= gamma_label[place] if first + i == label[place] else real(0)
                 for i in range(OCTET):
                     j = OCTET * place + i
                     z[j] = min(max(z[j], -bound), bound) * weight

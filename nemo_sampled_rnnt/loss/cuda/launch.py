@@ -11,9 +11,11 @@ import importlib.util
 import math
 import struct
 import sys
+import threading
 from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from numba import config, cuda, float32, float64, int16, int32, int64
 from numba.core.types import Array, CPointer
@@ -44,59 +46,55 @@ class Atomic(NamedTuple):
 
 
 class BoundKernel:
-    """A kernel with its pointers: a launch then differs by grid, block and scalars only, and costs the host little.
+    """A kernel with its pointers and constants: a launch costs the host little.
 
-    numba converts every argument at every launch (60 us for twelve arrays). Here the arguments are laid out once,
-    as the compiled kernel takes them, and the driver is called directly, on torch's current stream. In the simulator
-    the kernel is called as usual, on NumPy arrays.
+    numba converts every argument at every launch (60 us for twelve arrays). Here they are written where the compiled
+    kernel takes them, and the driver is called directly, on torch's current stream. In the simulator the kernel is
+    called as usual, on NumPy arrays.
 
     Args:
         kernel: what ``cuda.jit`` made.
         tensors: contiguous, the first arguments; a kernel gets pointers to their elements, half precision as 16-bit
             integers.
-        scalars: "i" (int64) or "f" (float64) for each argument after them.
+        varying: how many int64 arguments come next, given at each launch.
+        constants: the last arguments, int (int64) or float (float64).
     """
 
-    def __init__(self, kernel, tensors: list[torch.Tensor | Atomic], scalars: str):
+    def __init__(self, kernel, tensors: list[torch.Tensor | Atomic], varying: int, constants: tuple = ()):
         self._tensors = tensors  # keeps their memory
         if SIMULATED:
-            self._kernel = kernel
+            self._kernel, self._constants = kernel, constants
             self._arrays = [bits(x.tensor if isinstance(x, Atomic) else x).numpy().reshape(-1) for x in tensors]
             return
-        kinds = tuple((Atomic, x.tensor.dtype) if isinstance(x, Atomic) else x.dtype for x in tensors)
-        self._function = _driver_function(kernel, kinds, scalars, torch.cuda.current_device())
-        self._stream = torch.cuda.current_stream().cuda_stream
-        flat = []
+        kinds = tuple([(Atomic, x.tensor.dtype) if type(x) is Atomic else x.dtype for x in tensors])
+        reals = tuple([type(x) is float for x in constants])
+        device = (tensors[0].tensor if type(tensors[0]) is Atomic else tensors[0]).device.index
+        self._launch = _launcher(threading.get_ident(), kernel, kinds, varying, reals, device)
+        self._stream = torch._C._cuda_getCurrentRawStream(device)
+        self._pointers = []
         for x in tensors:
-            if isinstance(x, Atomic):
+            if type(x) is Atomic:
                 # numba's layout of an array: meminfo, parent, items, bytes of an item, address, shape, strides in bytes
                 size = x.tensor.element_size()
-                flat += [0, 0, x.tensor.numel(), size, x.tensor.data_ptr(), x.tensor.numel(), size]
+                self._pointers += [0, 0, x.tensor.numel(), size, x.tensor.data_ptr(), x.tensor.numel(), size]
             else:
-                flat.append(x.data_ptr())
-        self._first = len(flat)
-        self._reals = {i for i, kind in enumerate(scalars) if kind == "f"}
-        self._values = (ctypes.c_int64 * (len(flat) + len(scalars)))(*flat)
-        base = ctypes.addressof(self._values)
-        self._parameters = (ctypes.c_void_p * len(self._values))(*range(base, base + 8 * len(self._values), 8))
+                self._pointers.append(x.data_ptr())
+        self._constants = [_as_bits(x) if type(x) is float else x for x in constants]
 
     def rebind(self, index: int, tensor: torch.Tensor) -> None:
-        """Another tensor for an argument; its memory is the caller's to keep. Not for an :class:`Atomic`'s."""
+        """Another tensor for an argument; its memory is the caller's to keep. No :class:`Atomic` may stand before."""
         if SIMULATED:
             self._arrays[index] = bits(tensor).numpy().reshape(-1)
         else:
-            self._values[index] = tensor.data_ptr()
+            self._pointers[index] = tensor.data_ptr()
 
-    def __call__(self, grid: tuple[int, int, int], threads: int, *scalars) -> None:
+    def __call__(self, grid: tuple[int, int, int], threads: int, *scalars: int) -> None:
         if SIMULATED:
-            self._kernel[grid, threads](*self._arrays, *scalars)
+            self._kernel[grid, threads](*self._arrays, *scalars, *self._constants)
             return
-        if self._reals:
-            scalars = [_as_bits(x) if i in self._reals else x for i, x in enumerate(scalars)]
-        self._values[self._first :] = scalars
-        status = _driver().cuLaunchKernel(
-            self._function, *grid, threads, 1, 1, 0, self._stream, self._parameters, None
-        )  # fmt: skip
+        function, values, parameters = self._launch
+        values[:] = [*self._pointers, *scalars, *self._constants]
+        status = _driver().cuLaunchKernel(function, *grid, threads, 1, 1, 0, self._stream, parameters, None)
         if status:
             raise RuntimeError(f"the CUDA driver refused a launch with error {status} (grid {grid}, block {threads})")
 
@@ -117,14 +115,22 @@ _NUMBA_TYPES = {
 
 
 @cache
-def _driver_function(kernel, kinds: tuple, scalars: str, device: int) -> int:
-    """The driver's handle of the kernel, compiled for these types; looked up once, since numba takes 0.3 ms."""
+def _launcher(thread: int, kernel, kinds: tuple, varying: int, reals: tuple, device: int):
+    """The driver's handle of the kernel compiled for these types, and room for its arguments.
+
+    Looked up once, since numba takes 0.3 ms. The room is a thread's own: the driver has copied the arguments when a
+    launch returns.
+    """
     types = [
         Array(_NUMBA_TYPES[kind[1]], 1, "C") if isinstance(kind, tuple) else CPointer(_NUMBA_TYPES[kind])
         for kind in kinds
     ]
-    types += [{"i": int64, "f": float64}[kind] for kind in scalars]
-    return int(kernel.compile(tuple(types))._codelibrary.get_cufunc().kernel.handle)
+    types += [int64] * varying + [float64 if real else int64 for real in reals]
+    function = int(kernel.compile(tuple(types))._codelibrary.get_cufunc().kernel.handle)
+    size = sum(7 if isinstance(kind, tuple) else 1 for kind in kinds) + varying + len(reals)
+    values = (ctypes.c_int64 * size)()
+    base = ctypes.addressof(values)
+    return function, values, (ctypes.c_void_p * size)(*range(base, base + 8 * size, 8))
 
 
 @cache
@@ -138,8 +144,6 @@ def _driver():
 if SIMULATED:
     fast_exp = math.exp
 
-    fast_log = math.log
-
     def exp_split(x):
         """e^x as a mantissa near 1 and an exponent of 2; (0, NOTHING) for -inf. NaN stays a NaN mantissa."""
         if x < -1e8:
@@ -147,16 +151,29 @@ if SIMULATED:
         whole = round(x / math.log(2)) if x == x else 0
         return math.exp(x - whole * math.log(2)), whole
 
+    def pack_number(mantissa, exponent):
+        """A float32 and an int32 in one word."""
+        return np.array([mantissa], np.float32).view(np.int32).astype(np.int64)[0] & 0xFFFFFFFF | int(exponent) << 32
+
+    def unpack_number(word):
+        return np.array([word], np.int64).view(np.float32)[0], int(word) >> 32
+
+    def bits_of_double(x):
+        return np.array([x], np.float64).view(np.int64)[0]
+
+    def double_of_bits(word):
+        return np.array([word], np.int64).view(np.float64)[0]
+
+    def times_power_of_2(mantissa, exponent):
+        """mantissa x 2^exponent, for exponents that float32 has; 0 below."""
+        return math.ldexp(mantissa, int(exponent)) if exponent > -127 else mantissa * 0.0
+
     def normalised(mantissa, exponent):
         """The same number with a mantissa in [1, 2); (0, NOTHING) for 0."""
         if not mantissa > 0:
             return mantissa, NOTHING
         fraction, shift = math.frexp(mantissa)
         return 2 * fraction, exponent + shift - 1
-
-    def halved(mantissa, times):
-        """mantissa x 2^-times; 0 where float32 has nothing left."""
-        return math.ldexp(mantissa, -int(times)) if times < 126 else 0.0
 
     reduce_by_shuffles = None
 
@@ -183,8 +200,6 @@ else:
     reduce_by_shared_memory = None
     fast_exp = libdevice.fast_expf  # ex2.approx: 2 ulp, below what half precision keeps
 
-    fast_log = libdevice.fast_logf
-
     @device
     def exp_split(x):
         """e^x as a mantissa near 1 and an exponent of 2; (0, NOTHING) for -inf. NaN stays a NaN mantissa."""
@@ -196,6 +211,23 @@ else:
         return (float32(0), int32(NOTHING)) if x < float32(-1e8) else (mantissa, exponent)
 
     @device
+    def pack_number(mantissa, exponent):
+        """A float32 and an int32 in one word."""
+        return (int64(exponent) << int64(32)) | (int64(libdevice.float_as_int(mantissa)) & int64(0xFFFFFFFF))
+
+    @device
+    def unpack_number(word):
+        return libdevice.int_as_float(int32(word)), int32(word >> int64(32))
+
+    bits_of_double, double_of_bits = libdevice.double_as_longlong, libdevice.longlong_as_double
+
+    @device
+    def times_power_of_2(mantissa, exponent):
+        """mantissa x 2^exponent, for exponents that float32 has; 0 below."""
+        within = min(max(exponent + int32(127), int32(0)), int32(254))
+        return mantissa * libdevice.int_as_float(within << int32(23))
+
+    @device
     def normalised(mantissa, exponent):
         """The same number with a mantissa in [1, 2); (0, NOTHING) for 0."""
         bits = libdevice.float_as_int(mantissa)
@@ -203,19 +235,15 @@ else:
         within = libdevice.int_as_float((bits & int32(0x007FFFFF)) | int32(0x3F800000))
         return (within, exponent + shift) if mantissa > 0 else (mantissa, int32(NOTHING))
 
-    @device
-    def halved(mantissa, times):
-        """mantissa x 2^-times; 0 where float32 has nothing left."""
-        return mantissa * libdevice.int_as_float(max(int32(127) - times, int32(0)) << int32(23))
-
-    def reduce_by_shuffles(combine, real, warps: int):
+    def reduce_by_shuffles(combine, real, members: int):
         """A device function (value, member) -> the combined value of a team, the same in every member.
 
         Args:
             combine: (value, other) -> value, commutative.
             real: float32 or float64.
-            warps: of a team; more than one are a whole block.
+            members: of a team: a warp, or a whole block of warps.
         """
+        warps = members // 32
 
         @cuda.jit(device=True, inline="always")
         def reduced_warp(value, member):

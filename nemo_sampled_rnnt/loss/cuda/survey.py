@@ -182,9 +182,10 @@ def survey(encoder_lengths, target_lengths, targets, negatives, negative_log_pro
         survey_kernel,
         [Atomic(report), Atomic(keys), Atomic(firsts), encoder_lengths.contiguous(), target_lengths.contiguous(),
          targets, negatives, log_prob, ids, log_q, place, ranks, utterances],
-        "iiiiiiiii",
+        0,
+        (batch, longest, drawn, stride, capacity, vocabulary, groups, int(sampled), int(corrected)),
     )  # fmt: skip
-    kernel((groups, 1, 1), THREADS, batch, longest, drawn, stride, capacity, vocabulary, groups, sampled, corrected)
+    kernel((groups, 1, 1), THREADS)
     numbers = report.tolist()  # the one read of the device
     if not sampled:
         return numbers[: 4 * batch], every_label(targets, vocabulary), utterances
