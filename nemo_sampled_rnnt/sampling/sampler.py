@@ -78,8 +78,9 @@ class NegativeSampler:
         log_weights = self._log_weights(targets, posteriors)
         excluded = self._labels(targets, target_lengths)
         if self.config.scope == "batch":
-            # logarithm of the mean, less a constant, which weights of any scale may lack
-            log_weights = log_weights.logsumexp(dim=0, keepdim=True)
+            if len(log_weights) > 1:
+                # logarithm of the mean, less a constant, which weights of any scale may lack
+                log_weights = log_weights.logsumexp(dim=0, keepdim=True)
             excluded = excluded.any(dim=0, keepdim=True)
 
         seed = torch.initial_seed() if self.config.seed is None else self.config.seed
@@ -91,8 +92,8 @@ class NegativeSampler:
         return Negatives(ids, log_prob if self.config.correction else None)
 
     def _log_weights(self, targets, posteriors) -> torch.Tensor:
-        """(B, V) log-weights with the floor in them."""
-        batch = len(targets)
+        """(B, V) log-weights with the floor in them; (1, V) where the batch has one distribution and wants one."""
+        batch = 1 if self.config.scope == "batch" else len(targets)
         if self.size == self.vocab_size:  # everything comes, also what the distribution gives no mass
             return distributions.uniform(self.vocab_size, targets.device).expand(batch, -1)
         if self.config.sampler == "ctc":
