@@ -16,7 +16,9 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["nemo_sampled_rnnt", "nemo_sampled_rnnt.*"]),
     python_requires=">=3.10",
+    entry_points={"console_scripts": ["nemo-sampled-rnnt = nemo_sampled_rnnt.cli:main"]},
     install_requires=[
+        "click",
         "lightning",
         "nemo_toolkit[asr]>=2.7.3,<3.1",
         "numba",

@@ -10,7 +10,7 @@ import pytest
 import nemo_sampled_rnnt
 
 PACKAGE = Path(nemo_sampled_rnnt.__file__).parent
-LAYERS = {"loss": {"loss"}, "sampling": {"sampling"}, "modules": {"modules", "loss", "sampling"}}
+LAYERS = {"loss": {"loss"}, "sampling": {"sampling"}, "modules": {"modules", "loss", "sampling", "memory"}}
 
 
 def imports(path: Path):

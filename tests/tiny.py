@@ -156,3 +156,36 @@ def texts(hypotheses) -> list[str]:
     if isinstance(hypotheses, tuple):
         hypotheses = hypotheses[0]
     return [x if isinstance(x, str) else (x[0] if isinstance(x, list) else x).text for x in hypotheses]
+
+
+CHARACTERS = [" ", *"abcdeghilmnoprstuvwy"]  # of WORDS
+
+
+def characters(config, labels=CHARACTERS):
+    """The same config for a model whose labels are characters."""
+    config = OmegaConf.create(OmegaConf.to_container(config))
+    config.pop("tokenizer")
+    config.labels = list(labels)
+    for name in ("train_ds", "validation_ds"):
+        if name in config:
+            config[name].labels = list(labels)
+    return config
+
+
+def extend_tokenizer(folder: Path, old: Path, pieces: list[str]) -> Path:
+    """The SentencePiece model of ``old`` with more pieces before its own, so that no old id stays.
+
+    A model is a protobuf message, of which field 1 are the pieces: a string, and a float as the score.
+    """
+
+    def field(number: int, content: bytes) -> bytes:
+        assert len(content) < 128, "a longer length would take two bytes"
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    score = bytes([2 << 3 | 5]) + np.float32(-100).tobytes()
+    added = b"".join(field(1, field(1, piece.encode()) + score) for piece in pieces)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(added + (old / "tokenizer.model").read_bytes())
+    (folder / "tokenizer.vocab").write_text("".join(f"{piece}\t-100\n" for piece in pieces))
+    (folder / "vocab.txt").write_text("\n".join(pieces))
+    return folder

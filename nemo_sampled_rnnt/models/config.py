@@ -2,29 +2,62 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig, open_dict
+from nemo.collections.asr.models import EncDecHybridRNNTCTCBPEModel, EncDecHybridRNNTCTCModel, EncDecRNNTBPEModel
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 JOINT = "nemo_sampled_rnnt.modules.SampledRNNTJoint"
 STOCK_JOINTS = tuple(
-    f"nemo.collections.asr.modules.{path}{name}"
-    for path in ("", "rnnt.")
-    for name in ("RNNTJoint", "SampledRNNTJoint")
+    f"nemo.collections.asr.modules.{path}{name}" for path in ("", "rnnt.") for name in ("RNNTJoint", "SampledRNNTJoint")
 )
+AUX_CTC = {  # the head of NeMo's hybrid configs
+    "ctc_loss_weight": 0.3,
+    "use_cer": False,
+    "ctc_reduction": "mean_batch",
+    "decoder": {
+        "_target_": "nemo.collections.asr.modules.ConvASRDecoder",
+        "feat_in": None,
+        "num_classes": -1,
+        "vocabulary": [],
+    },
+    "decoding": {"strategy": "greedy"},
+}
+
+
+def has_tokenizer(model_class: type) -> bool:
+    """Its labels are pieces of a tokenizer; else they are the characters of ``labels``."""
+    return issubclass(model_class, (EncDecRNNTBPEModel, EncDecHybridRNNTCTCBPEModel))
+
+
+def is_hybrid(model_class: type) -> bool:
+    """NeMo itself builds the CTC head."""
+    return issubclass(model_class, EncDecHybridRNNTCTCModel)
 
 
 def prepare_config(cfg: DictConfig, model_class: type) -> DictConfig:
-    """Our joint in place of a stock one, and our class as the target of the checkpoint.
+    """Our joint in place of a stock one, our class as the target of the checkpoint, a CTC head for a hybrid.
 
     Raises:
-        ValueError: the sampler is "ctc" and there is no ``aux_ctc`` section.
+        ValueError: the sampler is "ctc" and there is no ``aux_ctc`` section; the joint is of another kind.
     """
+    joint = cfg.joint.get("_target_", "")
+    if cfg.joint.get("num_extra_outputs") or (joint.startswith("nemo.") and joint not in STOCK_JOINTS):
+        loss = (cfg.get("loss") or {}).get("loss_name", "default")
+        raise ValueError(
+            f"{model_class.__name__} trains plain RNN-T with NeMo's RNNTJoint or ours, but this model has "
+            f"{joint.rsplit('.', 1)[-1]} with {cfg.joint.get('num_extra_outputs') or 0} extra outputs and the loss "
+            f"{loss} (TDT, multi-blank and HAT models are not supported): train it with NeMo's own class"
+        )
     with open_dict(cfg):
         # NeMo writes the target only where there is none: a config copied from a stock model would save as one.
         cfg.target = f"nemo_sampled_rnnt.models.{model_class.__name__}"
         if not model_class.__module__.startswith("nemo_sampled_rnnt."):
             cfg.target = f"{model_class.__module__}.{model_class.__qualname__}"
-        if cfg.joint.get("_target_") in STOCK_JOINTS:
+        if joint in STOCK_JOINTS:
             cfg.joint._target_ = JOINT
+        if is_hybrid(model_class) and cfg.get("aux_ctc") is None:  # the config of a plain transducer
+            cfg.aux_ctc = OmegaConf.create(AUX_CTC)
+        if is_hybrid(model_class) and not has_tokenizer(model_class):
+            cfg.aux_ctc.decoder.vocabulary = cfg.labels
     sampled = cfg.joint.get("sampled_softmax")
     if sampled is not None and sampled.get("sampler", "ctc") == "ctc" and cfg.get("aux_ctc") is None:
         raise ValueError(

@@ -5,11 +5,18 @@ from __future__ import annotations
 import torch
 from nemo.collections.asr.losses.ctc import CTCLoss
 from nemo.collections.asr.metrics.wer import WER
-from nemo.collections.asr.parts.submodules.ctc_decoding import CTCBPEDecoding, CTCBPEDecodingConfig
+from nemo.collections.asr.parts.mixins import InterCTCMixin
+from nemo.collections.asr.parts.submodules.ctc_decoding import (
+    CTCBPEDecoding,
+    CTCBPEDecodingConfig,
+    CTCDecoding,
+    CTCDecodingConfig,
+)
 from nemo.utils import logging
 from omegaconf import ListConfig, OmegaConf, open_dict
 
 from nemo_sampled_rnnt.loss.reduction import reduce
+from nemo_sampled_rnnt.models.config import has_tokenizer, is_hybrid
 
 
 def finite_frames(encoded: torch.Tensor) -> torch.Tensor:
@@ -17,7 +24,7 @@ def finite_frames(encoded: torch.Tensor) -> torch.Tensor:
     return encoded.isfinite().all(dim=1)
 
 
-class CTCHeadMixin:
+class CTCHeadMixin(InterCTCMixin):
     """Attributes ctc_decoder, ctc_loss, ctc_decoding, ctc_wer, ctc_loss_weight, from the section ``aux_ctc``."""
 
     @property
@@ -25,12 +32,20 @@ class CTCHeadMixin:
         return self.cfg.get("aux_ctc") is not None
 
     def setup_ctc_head(self) -> None:
-        """Build the head if the config has one; its labels are the transducer's, its blank comes last as theirs."""
-        self.cur_decoder = "rnnt"
+        """Build the head if the config has one and NeMo has not; its labels are the transducer's, blank last."""
         if not self.has_ctc_head:
             return
+        if not is_hybrid(type(self)):
+            self._build_ctc_head()
+        if not 0 <= self.ctc_loss_weight <= 1:
+            raise ValueError(f"aux_ctc.ctc_loss_weight must lie in [0, 1], got {self.ctc_loss_weight}")
+        if self.ctc_loss_weight == 0 and self.joint.needs_ctc_posteriors:
+            logging.warning("aux_ctc.ctc_loss_weight is 0: the CTC head that chooses the negatives will not learn.")
+
+    def _build_ctc_head(self) -> None:
         aux = self.cfg.aux_ctc
         vocabulary = list(self.joint.vocabulary)
+        with_pieces = has_tokenizer(type(self))
         with open_dict(aux):
             if not aux.decoder.get("feat_in"):
                 aux.decoder.feat_in = self.encoder._feat_out
@@ -38,25 +53,26 @@ class CTCHeadMixin:
             if aux.decoder.get("num_classes", -1) < 1:
                 aux.decoder.num_classes = len(vocabulary)
             if aux.get("decoding") is None:
-                aux.decoding = OmegaConf.structured(CTCBPEDecodingConfig)
+                aux.decoding = OmegaConf.structured(CTCBPEDecodingConfig if with_pieces else CTCDecodingConfig)
+        self.cur_decoder = "rnnt"
         self.ctc_loss_weight = aux.get("ctc_loss_weight", 0.5)
-        if not 0 <= self.ctc_loss_weight <= 1:
-            raise ValueError(f"aux_ctc.ctc_loss_weight must lie in [0, 1], got {self.ctc_loss_weight}")
-        if self.ctc_loss_weight == 0 and self.joint.needs_ctc_posteriors:
-            logging.warning("aux_ctc.ctc_loss_weight is 0: the CTC head that chooses the negatives will not learn.")
         self.ctc_decoder = self.from_config_dict(aux.decoder)
         self.ctc_loss = CTCLoss(
             num_classes=self.ctc_decoder.num_classes_with_blank - 1,
             zero_infinity=True,
             reduction=aux.get("ctc_reduction", "mean_batch"),
         )
-        self.ctc_decoding = CTCBPEDecoding(aux.decoding, tokenizer=self.tokenizer)
+        if with_pieces:
+            self.ctc_decoding = CTCBPEDecoding(aux.decoding, tokenizer=self.tokenizer)
+        else:
+            self.ctc_decoding = CTCDecoding(aux.decoding, vocabulary=vocabulary)
         self.ctc_wer = WER(
             decoding=self.ctc_decoding,
             use_cer=aux.get("use_cer", False),
             dist_sync_on_step=True,
             log_prediction=self.cfg.get("log_prediction", False),
         )
+        self.setup_interctc(decoder_name="ctc_decoder", loss_name="ctc_loss", wer_name="ctc_wer")
 
     def ctc_log_probs(self, encoded: torch.Tensor) -> torch.Tensor | None:
         """(B, T, V+1) log-probs of the head from encoder outputs (B, D, T), or None without a head."""
@@ -69,6 +85,8 @@ class CTCHeadMixin:
         self, loss, encoded, log_probs, encoded_len, transcript, transcript_len, prefix: str, compute_wer: bool
     ):
         """Mix the CTC loss into the transducer's, and score the head; an utterance that is not finite is left out.
+
+        Then the losses of the section ``interctc``, which NeMo's hybrids put on inner layers of the encoder.
 
         Returns:
             The mixed loss (None stays None), and what to log.
@@ -101,7 +119,12 @@ class CTCHeadMixin:
                     f"{prefix}wer_denom_ctc": denominator,
                     f"{prefix}wer_ctc": wer,
                 }
-        return loss, logs
+        training = prefix == "train_"
+        loss, interctc_logs = self.add_interctc_losses(
+            loss, transcript, transcript_len, compute_wer, compute_loss=loss is not None,
+            log_wer_num_denom=not training, log_prefix="" if training else prefix,
+        )  # fmt: skip
+        return loss, logs | interctc_logs
 
     def multi_validation_epoch_end(self, outputs, dataloader_idx: int = 0):
         return self._add_ctc_metrics(super().multi_validation_epoch_end(outputs, dataloader_idx), outputs, "val_")
@@ -118,4 +141,5 @@ class CTCHeadMixin:
             for part in ("rnnt_loss", "ctc_loss"):
                 if f"{prefix}{part}" in outputs[0]:
                     metrics["log"][f"{prefix}{part}"] = torch.stack([x[f"{prefix}{part}"] for x in outputs]).mean()
+            self.finalize_interctc_metrics(metrics, outputs, prefix)
         return metrics

@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import torch
 from nemo.collections.asr.data.audio_to_text_dali import DALIOutputs
-from nemo.collections.asr.losses.rnnt import RNNTLoss
+from nemo.collections.common.parts.preprocessing.parsers import make_parser
 from nemo.core.classes.mixins import AccessMixin
-from omegaconf import open_dict
+from nemo.utils import model_utils
+from omegaconf import DictConfig
 
+from nemo_sampled_rnnt.models.config import has_tokenizer, prepare_config
 from nemo_sampled_rnnt.models.ctc_head import CTCHeadMixin
+from nemo_sampled_rnnt.models.export import StockExportMixin
+from nemo_sampled_rnnt.models.restore import RestoreMixin
 from nemo_sampled_rnnt.models.unigram import unigram_counts
+from nemo_sampled_rnnt.models.vocabulary import VocabularyMixin
+from nemo_sampled_rnnt.models.weights import WeightsMixin
 from nemo_sampled_rnnt.sampling import ctc_posteriors
 
 
-class SampledSoftmaxMixin(CTCHeadMixin):
+class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMixin, StockExportMixin):
     """NeMo's steps, with the order of joint and CTC head turned round: the posteriors choose the sample.
 
         loss = (1 - ctc_loss_weight) rnnt_loss + ctc_loss_weight ctc_loss          (as NeMo's hybrid models)
+
+    Args:
+        cfg: config of a stock transducer. Of ours are ``joint.sampled_softmax``, and, in a model that is no hybrid,
+            ``aux_ctc`` with the schema of NeMo's hybrids. A stock joint is replaced by ours, with the same parameters.
+        trainer: Lightning's trainer.
+
+    Raises:
+        ValueError: the sampler is "ctc" but there is no ``aux_ctc`` section; a TDT, multi-blank or HAT model.
     """
+
+    def __init__(self, cfg: DictConfig, trainer=None):
+        cfg = model_utils.convert_model_config_to_dict_config(cfg)
+        cfg = model_utils.maybe_update_config_version(cfg, make_copy=False)
+        super().__init__(cfg=prepare_config(cfg, type(self)), trainer=trainer)
+        self.setup_ctc_head()
 
     def training_step(self, batch, batch_nb):
         if AccessMixin.is_access_enabled(self.model_guid):
@@ -45,6 +65,7 @@ class SampledSoftmaxMixin(CTCHeadMixin):
         }
         if compute_wer:
             logs["training_batch_wer"] = wer
+            logs |= self.joint.training_statistics
         if log_probs is not None:
             logs["train_rnnt_loss"] = loss
             loss, ctc_logs = self.add_ctc_loss(
@@ -83,10 +104,14 @@ class SampledSoftmaxMixin(CTCHeadMixin):
             logs |= ctc_logs
         if loss is not None:
             logs["val_loss"] = loss
+        if AccessMixin.is_access_enabled(self.model_guid):
+            AccessMixin.reset_registry(self)
         self.log("global_step", torch.tensor(self.trainer.global_step, dtype=torch.float32))
         return logs
 
     def _encode(self, batch):
+        if self.has_ctc_head and self.is_interctc_enabled():
+            AccessMixin.set_access_enabled(access_enabled=True, guid=self.model_guid)
         signal, signal_len, transcript, transcript_len = batch
         if isinstance(batch, DALIOutputs) and batch.has_processed_signal:
             encoded, encoded_len = self.forward(processed_signal=signal, processed_signal_length=signal_len)
@@ -102,8 +127,21 @@ class SampledSoftmaxMixin(CTCHeadMixin):
         super().on_fit_start()
         if self.joint.needs_unigram_counts:
             path = self.joint.sampled_softmax.unigram_counts
-            counts = unigram_counts(path, self.cfg.train_ds, self.tokenizer, self.joint.vocabulary)
+            counts = unigram_counts(path, self.cfg.train_ds, self._text_to_ids(), self.joint.vocabulary)
             self.joint.set_unigram_counts(counts)
+
+    def _text_to_ids(self):
+        """How NeMo's datasets turn a transcript into labels; None for one that they leave out."""
+        if has_tokenizer(type(self)):
+            return self.tokenizer.text_to_ids
+        data = self.cfg.train_ds
+        return make_parser(
+            labels=list(self.joint.vocabulary),
+            name=data.get("parser", "en"),
+            unk_id=data.get("unk_index", -1),
+            blank_id=data.get("blank_index", -1),
+            do_normalize=data.get("normalize_transcripts", False),
+        )
 
     def on_save_checkpoint(self, checkpoint):
         super().on_save_checkpoint(checkpoint)
@@ -113,22 +151,6 @@ class SampledSoftmaxMixin(CTCHeadMixin):
         """A resumed run draws on instead of starting over."""
         super().on_load_checkpoint(checkpoint)
         self.joint.continue_draws(checkpoint.get("sampled_softmax_draws", 0))
-
-    def change_vocabulary(self, *args, **kwargs):
-        """NeMo's, which forgets FastEmit and reduction and leaves the CTC head behind."""
-        super().change_vocabulary(*args, **kwargs)
-        name, options = self.extract_rnnt_loss_cfg(self.cfg.get("loss"))
-        self.loss = RNNTLoss(
-            num_classes=self.joint.num_classes_with_blank - 1,
-            loss_name=name,
-            loss_kwargs=options,
-            reduction=self.cfg.get("rnnt_reduction", "mean_batch"),
-        )
-        self.joint.set_loss(self.loss)
-        if self.has_ctc_head:
-            with open_dict(self.cfg.aux_ctc.decoder):
-                self.cfg.aux_ctc.decoder.num_classes = -1
-            self.setup_ctc_head()
 
     def export(self, *args, **kwargs):
         """NeMo's export; it would leave joint and predictor unfit for training."""

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from nemo_sampled_rnnt.sampling import load_unigram_counts
 
 
-def unigram_counts(path: str | None, train_ds, tokenizer, vocabulary) -> torch.Tensor:
+def unigram_counts(path: str | None, train_ds, text_to_ids, vocabulary) -> torch.Tensor:
     """(V,) counts, read from ``path`` or counted in the manifests of ``train_ds``.
 
     Raises:
@@ -25,7 +25,7 @@ def unigram_counts(path: str | None, train_ds, tokenizer, vocabulary) -> torch.T
         with open(manifest, encoding="utf-8") as lines:
             for line in tqdm(lines, desc=f"unigram counts of {manifest}", unit=" lines", mininterval=5):
                 if line.strip():
-                    ids = torch.tensor(tokenizer.text_to_ids(json.loads(line)["text"]), dtype=torch.int64)
+                    ids = torch.tensor(text_to_ids(json.loads(line)["text"]) or [], dtype=torch.int64)
                     counts += torch.bincount(ids, minlength=size)
     return counts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -10,9 +11,11 @@ from nemo.core.classes import typecheck
 from nemo.core.neural_types import NeuralType, ProbsType
 from nemo.utils import logging
 
+from nemo_sampled_rnnt.loss.candidates import gather_candidates
 from nemo_sampled_rnnt.loss.finite import FiniteWatch
 from nemo_sampled_rnnt.loss.function import transducer_loss
 from nemo_sampled_rnnt.loss.problem import Options
+from nemo_sampled_rnnt.memory import Peak, peak_memory
 from nemo_sampled_rnnt.modules.nemo_loss import LossSettings, loss_settings
 from nemo_sampled_rnnt.sampling import Negatives, NegativeSampler, SampledSoftmax
 
@@ -80,6 +83,7 @@ class SampledRNNTJoint(RNNTJoint):
         self._training_watch = FiniteWatch(agree=_any_rank)
         self._eval_watch = FiniteWatch()
         self._first_draw = 0
+        self.training_statistics: dict[str, torch.Tensor | float] = {}  # of the last batch, where WER was asked for
 
     @property
     def input_types(self):
@@ -145,6 +149,7 @@ class SampledRNNTJoint(RNNTJoint):
                 transcripts,
                 transcript_lengths,
                 ctc_posteriors,
+                compute_wer,
             )
         wer = (None, None, None)
         if compute_wer:
@@ -162,7 +167,7 @@ class SampledRNNTJoint(RNNTJoint):
             )
         return self.joint(encoder_outputs.transpose(1, 2), decoder_outputs.transpose(1, 2))
 
-    def _transducer_loss(self, encoder, decoder, encoder_lengths, transcripts, transcript_lengths, posteriors):
+    def _transducer_loss(self, encoder, decoder, encoder_lengths, transcripts, transcript_lengths, posteriors, logged):
         """Sampled in training mode, exact in eval mode."""
         settings, config = self._loss_settings(), self.sampled_softmax
         self._refuse_what_is_not_computed()
@@ -175,28 +180,41 @@ class SampledRNNTJoint(RNNTJoint):
             if config is not None:
                 negatives = self.sampler(transcripts, transcript_lengths, posteriors)
         output = self.joint_net[-1]
-        loss, costs = transducer_loss(
-            self._project_finite(encoder),
-            predictor,
-            output.weight,
-            output.bias,
-            transcripts,
-            encoder_lengths,
-            transcript_lengths,
-            negatives.ids,
-            negatives.log_prob,
-            Options(
-                activation=self.activation.lower(),
-                dropout=self._dropout() if self.training else 0.0,
-                fastemit_lambda=settings.fastemit_lambda,
-                clamp=settings.clamp,
-                reduction=self.loss.reduction,
-                workspace_mib=256 if config is None else config.workspace_mib,
-                impl="auto" if config is None else config.impl,
-            ),
-        )
+        logged = logged and self.training
+        with peak_memory(encoder.device) if logged and encoder.is_cuda else contextlib.nullcontext() as peak:
+            loss, costs = transducer_loss(
+                self._project_finite(encoder),
+                predictor,
+                output.weight,
+                output.bias,
+                transcripts,
+                encoder_lengths,
+                transcript_lengths,
+                negatives.ids,
+                negatives.log_prob,
+                Options(
+                    activation=self.activation.lower(),
+                    dropout=self._dropout() if self.training else 0.0,
+                    fastemit_lambda=settings.fastemit_lambda,
+                    clamp=settings.clamp,
+                    reduction=self.loss.reduction,
+                    workspace_mib=256 if config is None else config.workspace_mib,
+                    impl="auto" if config is None else config.impl,
+                ),
+            )
+        self.training_statistics = self._statistics(transcripts, transcript_lengths, negatives, peak) if logged else {}
         (self._training_watch if self.training and torch.is_grad_enabled() else self._eval_watch).submit(costs)
         return loss
+
+    def _statistics(self, transcripts, transcript_lengths, negatives: Negatives, peak: Peak | None):
+        """What training logs: candidates in a set, their share of the vocabulary, and on a GPU the measured memory."""
+        count = torch.tensor([self._vocab_size + 1])
+        if negatives.ids is not None:
+            labelled = torch.arange(transcripts.shape[1], device=transcripts.device) < transcript_lengths[:, None]
+            count = gather_candidates(transcripts.long(), labelled, negatives.ids, None, self._vocab_size).count
+        candidates = count.float().mean()
+        statistics = {"train_candidates": candidates, "train_candidate_share": candidates / (self._vocab_size + 1)}
+        return statistics if peak is None else statistics | {"train_joint_memory_mib": peak.mib}
 
     def _project_finite(self, encoder: torch.Tensor) -> torch.Tensor:
         """Frames that are not finite stay so, but not through the projection: its gradient would be 0 x NaN."""

@@ -1,32 +1,8 @@
 """The example scripts as a user starts them: tokenizer, then training, each config shrunk by overrides only."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from scripts import SHRINK, run
 from tiny import make_speech
-
-ROOT = Path(__file__).parents[2]
-SHRINK = [
-    "size=small", "model.encoder.n_layers=1", "model.encoder.d_model=16", "model.encoder.n_heads=2",
-    "model.encoder.subsampling_conv_channels=8", "model.model_defaults.pred_hidden=12",
-    "model.model_defaults.joint_hidden=20", "model.joint.sampled_softmax.n_samples=7",
-    "model.train_ds.batch_size=3", "model.train_ds.num_workers=0", "model.validation_ds.batch_size=3",
-    "model.validation_ds.num_workers=0", "model.train_ds.max_duration=20",
-    "trainer.accelerator=cpu", "trainer.devices=1", "trainer.strategy=auto", "trainer.sync_batchnorm=false",
-    "trainer.max_steps=2", "trainer.max_epochs=1",
-]  # fmt: skip
-
-
-def run(*arguments):
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    result = subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, env=environment, timeout=400
-    )
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
-    return result.stdout + result.stderr
 
 
 @pytest.fixture(scope="module")

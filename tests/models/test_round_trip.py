@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from listening import STRATEGIES
 from nemo.collections.asr.models import ASRModel, EncDecHybridRNNTCTCBPEModel, EncDecRNNTBPEModel
 from omegaconf import OmegaConf, open_dict
 from tiny import fit, make_config, stock_joint, talkative, texts
@@ -111,13 +112,6 @@ def test_state_dict_with_a_head_is_the_hybrid_models(tokenizer, speech, ours, sp
 
 
 # Decoding is NeMo's.
-
-STRATEGIES = {  # not "beam", which searches on until blank wins: with weights like these perhaps for ever
-    "greedy": {"strategy": "greedy", "greedy": {"max_symbols": 4}},
-    "greedy_batch": {"strategy": "greedy_batch", "greedy": {"max_symbols": 4}},
-    "tsd": {"strategy": "tsd", "beam": {"beam_size": 2, "tsd_max_sym_exp": 3}},
-    "maes": {"strategy": "maes", "beam": {"beam_size": 2, "maes_num_steps": 2, "maes_expansion_beta": 1}},
-}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

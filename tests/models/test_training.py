@@ -52,11 +52,14 @@ def test_trains(options, tokenizer, speech, tmp_path):
         assert not torch.equal(parameter, before[name]) or "linear_k.bias" in name, f"{name} was not trained"
     logged = set(trainer.callback_metrics)
     expected = {"train_loss", "learning_rate", "global_step", "training_batch_wer", "val_loss", "val_wer"}
+    expected |= {"train_candidates", "train_candidate_share"}
     if has_ctc:
         expected |= {"train_rnnt_loss", "train_ctc_loss", "training_batch_wer_ctc"}
         expected |= {"val_rnnt_loss", "val_ctc_loss", "val_wer_ctc"}
     assert logged == expected
     assert all(value.isfinite() for value in trainer.callback_metrics.values())
+    share, candidates = (trainer.callback_metrics[f"train_candidate{x}"] for x in ("_share", "s"))
+    torch.testing.assert_close(share, candidates / (len(model.joint.vocabulary) + 1))
     if has_ctc:
         for part in ("train", "val"):
             mixed = 0.7 * trainer.callback_metrics[f"{part}_rnnt_loss"]
