@@ -14,8 +14,11 @@ import argparse
 import csv
 import json
 import os
+import queue
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 
@@ -44,9 +47,9 @@ def main() -> None:
         return
     where = environment(options.device)
     results = []
-    for row in rows:
-        result = {**measure_in_a_process(row, options), **where}
-        name = f"{row.workload} {row.implementation} {setting(result)}".strip()
+    for result in measure_all(rows, options):
+        result |= where
+        name = f"{result['workload']} {result['implementation']} {setting(result)}".strip()
         print(f"{name}: {result.get('median_ms', '-')} ms, {result['status']}", flush=True)
         results.append(result)
         if options.out:
@@ -64,6 +67,7 @@ def parse() -> argparse.Namespace:
         "--implementations", nargs="+", choices=IMPLEMENTATIONS, metavar="NAME", help=", ".join(IMPLEMENTATIONS)
     )
     parser.add_argument("--workspace-mib", nargs="+", type=int, default=[256], help="of ours: a row for each")
+    parser.add_argument("--gpus", type=int, default=1, help="rows measured at a time, one on each GPU of the machine")
     parser.add_argument("--out", type=Path, help="CSV file that results are appended to")
     parser.add_argument("--timeout-s", type=float, default=600, help="a row that takes longer is given up")
     parser.add_argument("--dry-run", action="store_true", help="print the command of each row")
@@ -101,7 +105,25 @@ def command(row: Row, options: argparse.Namespace) -> list[str]:
     return words
 
 
-def measure_in_a_process(row: Row, options: argparse.Namespace) -> dict:
+def measure_all(rows: list[Row], options: argparse.Namespace) -> Iterator[dict]:
+    """The rows' lines, each as soon as it is there."""
+    free = queue.SimpleQueue()
+    for gpu in range(options.gpus):
+        free.put(gpu)
+
+    def measure(row: Row) -> dict:
+        gpu = free.get()
+        try:
+            return measure_in_a_process(row, options, gpu)
+        finally:
+            free.put(gpu)
+
+    with ThreadPoolExecutor(options.gpus) as pool:
+        for future in as_completed([pool.submit(measure, row) for row in rows]):
+            yield future.result()
+
+
+def measure_in_a_process(row: Row, options: argparse.Namespace, gpu: int) -> dict:
     """The row's line in the results, measured or not."""
     words = command(row, options)
     return {
@@ -109,16 +131,20 @@ def measure_in_a_process(row: Row, options: argparse.Namespace) -> dict:
         "negatives": WORKLOADS[row.workload].negatives if row.scope else 0,
         "check": "",
         "load": round(os.getloadavg()[0], 1),
-        **_run([sys.executable, *words[1:]], options.timeout_s),
+        **_run([sys.executable, *words[1:]], options.timeout_s, gpu),
         "dtype": options.dtype,
         "command": " ".join(words),
     }
 
 
-def _run(words: list[str], timeout: float) -> dict:
+def _run(words: list[str], timeout: float, gpu: int) -> dict:
+    root = Path(__file__).parents[1]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": visible[gpu] if gpu < len(visible) and visible[gpu] else str(gpu)
+    }
     try:
-        root = Path(__file__).parents[1]
-        process = subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=timeout)
+        process = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
         return {"status": f"longer than {timeout:.0f} s"}
     if process.returncode == 0:

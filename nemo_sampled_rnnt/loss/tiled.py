@@ -127,7 +127,7 @@ CellsFactory = Callable[..., Cells]
 
 
 class Engine:
-    """One pass over a batch; everything it needs is allocated before the first tile.
+    """One pass over a batch.
 
     Args:
         encoder, predictor, weight, bias: detached inputs, see :func:`sampled_rnnt_loss`.

@@ -10,9 +10,7 @@ from omegaconf import DictConfig
 
 from nemo_sampled_rnnt.models.config import has_tokenizer
 from nemo_sampled_rnnt.models.weights import check_vocabulary
-from nemo_sampled_rnnt.stock import CONFIG, TARGETS, read_config, unpack
-
-TRANSDUCERS = {target.rsplit(".", 1)[1] for target in TARGETS.values()}
+from nemo_sampled_rnnt.stock import CONFIG, TRANSDUCERS, read_config, unpack
 
 
 class RestoreMixin:
