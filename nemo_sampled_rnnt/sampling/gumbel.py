@@ -10,7 +10,8 @@ def draw_without_replacement(
     k: int,
     excluded: torch.Tensor | None = None,
     generator: torch.Generator | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    inclusion: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Draw k labels without replacement in each group, with each one's log inclusion probability.
 
         key_j = log p_j + G_j,  G_j ~ Gumbel(0, 1)      drawn: the k largest keys
@@ -25,9 +26,10 @@ def draw_without_replacement(
         k: labels to draw in each group, >= 1.
         excluded: (G, V) bool, True is never drawn; None excludes nothing.
         generator: on the device of `log_weights`; None for torch's own.
+        inclusion: the probabilities are asked for.
     Returns:
         ids (G, k) int64, distinct, largest key first, -1 where fewer than k can be drawn;
-        log_inclusion (G, k) float32, log q_j, 0 where the id is -1.
+        log_inclusion (G, k) float32, log q_j, 0 where the id is -1; None where not asked for.
     Raises:
         ValueError: k below 1.
     Exact: the draw is successive sampling in proportion to p, and sums weighted by 1 / q are unbiased.
@@ -51,6 +53,8 @@ def draw_without_replacement(
 
     drawn = keys > -math.inf
     ids = torch.where(drawn, ids, -1)
+    if not inclusion:
+        return ids, None
     log_odds = log_p.gather(1, ids.clamp_min(0)) - kappa
     log_inclusion = torch.log(-torch.expm1(-torch.exp(log_odds)))
     return ids, torch.where(drawn, log_inclusion, 0.0).float()

@@ -76,20 +76,20 @@ class NegativeSampler:
         """
         self._check(targets, target_lengths, posteriors)
         log_weights = self._log_weights(targets, posteriors)
-        excluded = self._labels(targets, target_lengths)
-        if self.config.scope == "batch":
-            if len(log_weights) > 1:
-                # logarithm of the mean, less a constant, which weights of any scale may lack
-                log_weights = log_weights.logsumexp(dim=0, keepdim=True)
-            excluded = excluded.any(dim=0, keepdim=True)
-
+        together = self.config.scope == "batch"
+        if together and len(log_weights) > 1:
+            # logarithm of the mean, less a constant, which weights of any scale may lack
+            log_weights = log_weights.logsumexp(dim=0, keepdim=True)
+        excluded = self._labels(targets, target_lengths, together)
         seed = torch.initial_seed() if self.config.seed is None else self.config.seed
         generator = torch.Generator(device=targets.device).manual_seed(mixed_seed(seed, self.rank, self.draws))
-        ids, log_prob = draw_without_replacement(log_weights, self.size, excluded, generator)
+        ids, log_prob = draw_without_replacement(
+            log_weights, self.size, excluded, generator, inclusion=self.config.correction
+        )
         self.draws += 1
-        if self.config.scope == "batch":
-            ids, log_prob = ids[0], log_prob[0]
-        return Negatives(ids, log_prob if self.config.correction else None)
+        if together:
+            ids, log_prob = ids[0], None if log_prob is None else log_prob[0]
+        return Negatives(ids, log_prob)
 
     def _log_weights(self, targets, posteriors) -> torch.Tensor:
         """(B, V) log-weights with the floor in them; (1, V) where the batch has one distribution and wants one."""
@@ -101,17 +101,18 @@ class NegativeSampler:
         self._fixed = self._fixed.to(targets.device)
         return self._fixed.expand(batch, -1)
 
-    def _labels(self, targets, target_lengths) -> torch.Tensor:
-        """(B, V) bool, True at the labels of each utterance.
+    def _labels(self, targets, target_lengths, together: bool) -> torch.Tensor:
+        """(B, V) bool, True at the labels of each utterance; together (1, V), at those of any.
 
         Anything else goes to column V, dropped after: padding, and wrong labels, which are the loss's to name (here
         they would stop the GPU).
         """
-        batch, width = targets.shape
-        valid = torch.arange(width, device=targets.device) < target_lengths.unsqueeze(1)
+        valid = torch.arange(targets.shape[1], device=targets.device) < target_lengths.unsqueeze(1)
         valid &= (targets >= 0) & (targets < self.vocab_size)
         columns = torch.where(valid, targets, self.vocab_size).long()
-        labels = torch.zeros((batch, self.vocab_size + 1), dtype=torch.bool, device=targets.device)
+        if together:
+            columns = columns.reshape(1, -1)
+        labels = torch.zeros((len(columns), self.vocab_size + 1), dtype=torch.bool, device=targets.device)
         return labels.scatter_(1, columns, True)[:, :-1]
 
     def _check(self, targets, target_lengths, posteriors):
