@@ -1,0 +1,75 @@
+"""Errors of greedy decoding on the held-out set, and how much of the softmax the candidates cover."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from corpus import Utterances
+from kaldialign import edit_distance
+
+from nemo_sampled_rnnt.sampling import ctc_posteriors
+
+COVERED = 16  # utterances in the measurement of coverage
+
+
+def units(text: str, unit: str) -> list[str]:
+    """What errors are counted in: words, or characters without spaces."""
+    return text.split() if unit == "word" else list(text.replace(" ", ""))
+
+
+def in_batches(utterances: Utterances, batch_size: int) -> list[np.ndarray]:
+    """Indices of all utterances, those of about one length together."""
+    order = np.argsort(utterances.lengths, kind="stable")
+    return np.split(order, range(batch_size, len(order), batch_size))
+
+
+@torch.no_grad()
+def errors(model, utterances: Utterances, batch_size: int, unit: str) -> np.ndarray:
+    """(N,) int, insertions, deletions and substitutions of each utterance."""
+    result = np.zeros(len(utterances), np.int64)
+    for indices in in_batches(utterances, batch_size):
+        features, lengths, _, _ = utterances.batch(indices)
+        encoded, encoded_lengths = model(processed_signal=features, processed_signal_length=lengths)
+        hypotheses = model.decoding.rnnt_decoder_predictions_tensor(encoded, encoded_lengths)
+        for i, hypothesis in zip(indices, hypotheses, strict=True):
+            said, heard = units(utterances.texts[i], unit), units(hypothesis.text, unit)
+            result[i] = edit_distance(said, heard)["total"]
+    return result
+
+
+@torch.no_grad()
+def coverage(model, utterances: Utterances) -> float:
+    """Share of the exact softmax that falls on the candidates, averaged over the lattice cells of a few utterances.
+
+    The candidates are those that training would have: blank, labels, negatives; drawing them leaves the sequence of
+    draws as it was. Model in eval mode.
+    """
+    indices = np.argsort(utterances.lengths, kind="stable")
+    indices = indices[np.linspace(0, len(indices) - 1, min(COVERED, len(indices))).astype(int)]
+    features, lengths, transcripts, transcript_lengths = utterances.batch(indices)
+    encoded, encoded_lengths = model(processed_signal=features, processed_signal_length=lengths)
+    decoded, _, _ = model.decoder(targets=transcripts, target_length=transcript_lengths)
+    joint, draws, posteriors = model.joint, model.joint.draws, None
+    if joint.needs_ctc_posteriors:
+        posteriors = ctc_posteriors(model.ctc_log_probs(encoded), encoded_lengths)
+    negatives = joint.sampler(transcripts, transcript_lengths, posteriors).ids
+    joint.continue_draws(draws)
+    encoded, decoded = joint.project_encoder(encoded.transpose(1, 2)), joint.project_prednet(decoded.transpose(1, 2))
+    covered = []
+    for i, (frames, labels) in enumerate(zip(encoded_lengths.tolist(), transcript_lengths.tolist(), strict=True)):
+        probabilities = joint.joint_after_projection(encoded[i : i + 1, :frames], decoded[i : i + 1, : labels + 1])
+        probabilities = probabilities.float().softmax(dim=-1)
+        drawn = negatives if negatives.dim() == 1 else negatives[i]
+        candidates = torch.zeros(probabilities.shape[-1], dtype=torch.bool, device=drawn.device)
+        candidates[drawn[drawn >= 0]] = True
+        candidates[_labels(transcripts, transcript_lengths, i, negatives.dim() == 1)] = True
+        candidates[-1] = True  # blank
+        covered.append(probabilities[..., candidates].sum(dim=-1).flatten())
+    return torch.cat(covered).mean().item()
+
+
+def _labels(transcripts, lengths, i: int, shared: bool) -> torch.Tensor:
+    """Those of the utterance, or of the batch where it shares one set of candidates."""
+    if not shared:
+        return transcripts[i, : lengths[i]]
+    return transcripts[torch.arange(transcripts.shape[1], device=transcripts.device) < lengths[:, None]]

@@ -1,0 +1,349 @@
+"""The accuracy harness in miniature: speech, features, training, resumption, results, tables, pictures."""
+
+import csv
+import multiprocessing
+import os
+import queue
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scripts import ROOT, run, start
+
+ACCURACY = ROOT / "benchmarks" / "accuracy"
+sys.path += [str(ACCURACY), str(ROOT / "examples" / "demo")]
+
+import an4  # noqa: E402
+import evaluation  # noqa: E402
+import mandarin  # noqa: E402
+import results  # noqa: E402
+import tables  # noqa: E402
+import training  # noqa: E402
+import travel  # noqa: E402
+import workers  # noqa: E402
+from corpus import COUNTS, build  # noqa: E402
+from model import build as build_model  # noqa: E402
+from model import load_recipe  # noqa: E402
+from nemo.collections.asr.metrics.wer import word_error_rate  # noqa: E402
+from order import Order  # noqa: E402
+from results import Evaluation, Results  # noqa: E402
+from settings import SETTINGS, Run  # noqa: E402
+from spoken import HELD_OUT, TRAIN  # noqa: E402
+from training import train  # noqa: E402
+
+MAIN = "benchmarks/accuracy/main.py"
+CHARACTERS = "天地人山水火木金土上下左右大小多少东南西北"
+TINY = [
+    "batch_size=7", "evaluate_every=2", "steps=5", "trainer.precision=32", "trainer.accelerator=cpu",
+    "sizes.base.d_model=16", "sizes.base.n_heads=2", "sizes.base.n_layers=1", "sizes.base.hidden=20",
+    "model.encoder.subsampling_conv_channels=8", "model.optim.sched.warmup_steps=2",
+]  # fmt: skip
+FAR = float("inf")
+
+
+def sentences(count: int) -> list[str]:
+    random = np.random.default_rng(3)
+    made = {}
+    while len(made) < count:
+        made["".join(random.choice(list(CHARACTERS), random.integers(2, 6)))] = None
+    return list(made)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A corpus that the command has spoken: 31 sentences twice, and 5 held-out ones."""
+    root = tmp_path_factory.mktemp("corpus")
+    (root / "sentences.txt").write_text("\n".join(sentences(60)), encoding="utf-8")
+    out = root / "mandarin"
+    run(MAIN, "mandarin", root / "sentences.txt", "--out", out, "--train", 31, "--copies", 2, "--held-out", 5)
+    return out
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return load_recipe("mandarin", TINY)
+
+
+@pytest.fixture(scope="module")
+def corpus(folder, recipe):
+    return training.Corpus(folder, "cpu", recipe.model.preprocessor.features)
+
+
+def test_sentences_of_rare_and_unspeakable_characters_are_left_out(tmp_path):
+    path = tmp_path / "sentences.txt"
+    path.write_text("\n".join([*sentences(50), "天地熊", "山水鑫", sentences(1)[0]]), encoding="utf-8")
+    train_set, held_out = mandarin.sentence_sets(path, 40, 6)
+    assert len(train_set) == 40 and len(held_out) == 6 and len({*train_set, *held_out}) == 46
+    assert set("".join(held_out)) <= set("".join(train_set)) <= set(CHARACTERS)
+    with pytest.raises(ValueError, match="usable sentences"):
+        mandarin.sentence_sets(path, 45, 6)
+
+
+def test_speech_is_the_same_in_every_process():
+    job = (TRAIN, 11, sentences(3), mandarin.VOICES)
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        first, again, held_out = pool.map(mandarin.speak_block, [job, job, (HELD_OUT, *job[1:])], chunksize=1)
+    for one, other, third in zip(first.speech, again.speech, held_out.speech, strict=True):
+        assert one.dtype == np.int16 and np.abs(one).max() > 2000
+        assert np.array_equal(one, other) and not np.array_equal(one, third)
+    assert not set(mandarin.VOICES) & set(mandarin.HELD_OUT_VOICES)
+
+
+def test_corpus(corpus, folder):
+    assert len(corpus.train) == 62 and len(corpus.held_out) == 5
+    assert sorted(corpus.train.texts) == sorted(2 * corpus.train.texts[:31])
+    assert set(corpus.train.speakers) <= set(mandarin.VOICES)
+    assert set(corpus.held_out.speakers) <= set(mandarin.HELD_OUT_VOICES)
+    assert not set(corpus.held_out.texts) & set(corpus.train.texts)
+    counts = [int(line) for line in (folder / COUNTS).read_text().split()]
+    assert sum(counts) == len("".join(corpus.train.texts)) and counts[0] == 0  # the unknown one
+
+    rows = np.fromfile(folder / "train.f16", np.float16).reshape(-1, 80)
+    starts = np.cumsum(corpus.train.lengths) - corpus.train.lengths
+    indices = np.array([40, 3, 17])
+    features, lengths, transcripts, transcript_lengths = corpus.train.batch(indices)
+    assert features.shape == (3, 80, max(lengths))
+    for i, index in enumerate(indices):
+        end = starts[index] + lengths[i]
+        assert np.array_equal(features[i, :, : lengths[i]].T.numpy(), rows[starts[index] : end].astype(np.float32))
+        assert not features[i, :, lengths[i] :].any()
+        assert transcript_lengths[i] == len(corpus.train.texts[index])
+        assert transcripts[i, : transcript_lengths[i]].tolist() == corpus.train.labels[index]
+
+
+def test_real_speech(tmp_path):
+    random = np.random.default_rng(0)
+    for rate, name in ((16000, "right"), (8000, "wrong")):
+        an4.soundfile.write(tmp_path / f"{name}.flac", 0.1 * random.standard_normal(9000), rate)
+    line = '{{"audio_filepath": "{}.flac", "text": "yes no", "speaker": "x"}}\n'
+    for manifest in an4.MANIFESTS.values():
+        (tmp_path / manifest).write_text(line.format("right"))
+    train_set, held_out = an4.recorded(tmp_path)
+    assert (train_set.set_name, held_out.set_name) == (TRAIN, HELD_OUT) and len(train_set.speech[0]) == 9000
+    options = an4.TOKENIZER | {"vocab_size": 9}
+    build(tmp_path / "an4", [train_set, held_out], options, dict(load_recipe("an4").model.preprocessor), "cpu")
+    assert training.Corpus(tmp_path / "an4", "cpu", 80).held_out.texts == ["yes no"]
+    (tmp_path / an4.MANIFESTS[TRAIN]).write_text(line.format("wrong"))
+    with pytest.raises(ValueError, match="16000 samples a second, got 8000"):
+        list(an4.recorded(tmp_path))
+
+
+def test_order_is_a_function_of_seed_and_step():
+    lengths = np.random.default_rng(1).integers(50, 500, 103)
+    order = Order(lengths, 10, seed=5)
+    batches = [order(step) for step in range(25)]
+    again = Order(lengths, 10, seed=5)
+    assert all(np.array_equal(again(step), batches[step]) for step in (24, 3, 11))
+    assert not np.array_equal(Order(lengths, 10, seed=6)(3), batches[3])
+    for one_pass in (batches[:10], batches[10:20]):
+        assert len(np.unique(np.concatenate(one_pass))) == 100
+    assert {tuple(sorted(x)) for x in batches[:10]} != {tuple(sorted(x)) for x in batches[10:20]}
+    spread = np.mean([lengths[batch].max() / lengths[batch].min() for batch in batches])
+    assert spread < 1.6, "utterances of about one length share a batch"
+    with pytest.raises(ValueError, match="at least 104"):
+        Order(lengths, 104, seed=0)
+
+
+def test_stages():
+    setting = SETTINGS["ctc_5_then_exact"]
+    assert [setting.stage(step, 10) is None for step in (0, 7, 8, 9)] == [False, False, True, True]
+    with pytest.raises(ValueError, match="SETTING:SEED"):
+        Run.parse("ctc_11:0")
+
+
+def test_settings_differ_in_the_loss_alone(corpus, recipe, folder, tmp_path):
+    """The same parameters at the start, and after the same steps still: exact and NeMo's own loss are one loss."""
+    states = [build_model(recipe, SETTINGS[name], folder, 4).state_dict() for name in ("stock", "exact", "ctc_10")]
+    for state in states[1:]:
+        assert state.keys() == states[0].keys()
+        assert all(torch.equal(state[name], states[0][name]) for name in state)
+    trained = []
+    for name in ("stock", "exact"):
+        assert train(Run(name, 4), recipe, corpus, tmp_path, FAR, lambda evaluations: None)
+        trained.append(torch.load(tmp_path / f"{name}_4.ckpt", weights_only=False)["state_dict"])
+    moved = max((trained[0][name] - states[0][name]).abs().max() for name in ("joint.enc.weight", "joint.pred.weight"))
+    assert moved > 1e-3
+    for name, value in trained[0].items():
+        if name.startswith("encoder."):  # AdamW makes steps of rounding errors where no gradient is (biases of norms)
+            continue
+        assert torch.allclose(value, trained[1][name], atol=0.05 * float(moved)), name
+
+
+@pytest.mark.parametrize("setting", ["ctc_5_then_exact", "unigram_10"])
+def test_resumed_run_is_the_same_run(setting, corpus, recipe, tmp_path):
+    whole, parts = [], []
+    assert train(Run(setting, 3), recipe, corpus, tmp_path / "whole", FAR, whole.extend)
+    for step in (1, 2):  # a deadline in the past: one step, and a checkpoint
+        assert not train(Run(setting, 3), recipe, corpus, tmp_path / "parts", 0, parts.extend)
+        saved = torch.load(tmp_path / "parts" / f"{setting}_3.ckpt", weights_only=False)
+        assert saved["global_step"] == step
+    assert train(Run(setting, 3), recipe, corpus, tmp_path / "parts", FAR, parts.extend)
+
+    one, other = (torch.load(tmp_path / x / f"{setting}_3.ckpt", weights_only=False) for x in ("whole", "parts"))
+    assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
+    for parameter, moments in one["optimizer_states"][0]["state"].items():
+        again = other["optimizer_states"][0]["state"][parameter]
+        assert all(torch.equal(torch.as_tensor(moments[name]), torch.as_tensor(again[name])) for name in moments)
+    assert one["lr_schedulers"] == other["lr_schedulers"]
+    assert one["sampled_softmax_draws"] == other["sampled_softmax_draws"] > 0
+    rows = {row.step: row for row in parts}
+    assert [row.step for row in whole] == [2, 4, 5] == list(rows)
+    for row in whole:
+        assert np.array_equal(row.errors, rows[row.step].errors) and row.coverage == rows[row.step].coverage
+    assert (whole[-1].coverage is None) == (setting == "ctc_5_then_exact") and 0 < whole[0].coverage < 1
+
+
+def test_checkpoint_of_another_length_is_refused(corpus, recipe, tmp_path):
+    train(Run("ctc_5", 0), recipe, corpus, tmp_path, 0, lambda evaluations: None)
+    longer = load_recipe("mandarin", [*TINY, "steps=9"])
+    with pytest.raises(ValueError, match="a run of 5 steps, not 9"):
+        train(Run("ctc_5", 0), longer, corpus, tmp_path, 0, lambda evaluations: None)
+
+
+def test_errors_are_nemos(corpus, recipe, folder):
+    from tiny import talkative
+
+    model = talkative(build_model(recipe, SETTINGS["exact"], folder, 0))
+    wrong = evaluation.errors(model, corpus.held_out, 3, "character")
+    features, lengths, _, _ = corpus.held_out.batch(np.arange(5))
+    with torch.no_grad():
+        encoded, encoded_lengths = model(processed_signal=features, processed_signal_length=lengths)
+        heard = model.decoding.rnnt_decoder_predictions_tensor(encoded, encoded_lengths)
+    heard = [hypothesis.text.replace(" ", "") for hypothesis in heard]
+    assert any(heard)
+    rate = word_error_rate(heard, corpus.held_out.texts, use_cer=True)
+    assert wrong.sum() / sum(map(len, corpus.held_out.texts)) == pytest.approx(rate)
+    assert evaluation.units("a bc", "word") == ["a", "bc"] and evaluation.units("a bc", "character") == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("scope", ["utterance", "batch"])
+def test_coverage(scope, corpus, recipe, folder, monkeypatch):
+    monkeypatch.setattr(evaluation, "COVERED", 2)  # of more, the labels alone would be the whole vocabulary
+    model = build_model(recipe, SETTINGS["ctc_5"], folder, 0).eval()
+    sizes, covered = (1, 5, len(model.joint.vocabulary)), []
+    for size in sizes:
+        model.joint.sampled_softmax = training.SampledSoftmax(n_samples=size, scope=scope, seed=1)
+        model.joint.continue_draws(6)
+        covered.append(evaluation.coverage(model, corpus.held_out))
+        assert model.joint.draws == 6
+    assert covered[0] < covered[1] < covered[2] == pytest.approx(1)
+
+
+def test_commands(folder, tmp_path):
+    """Two processes, a run that fails beside them, the same command again, and what is made of the results."""
+    overrides = [x for override in TINY for x in ("--set", override)]
+    checkpoints = tmp_path / "checkpoints" / "mandarin"
+    checkpoints.mkdir(parents=True)
+    torch.save({"global_step": 1, "run": {"steps": 99, "evaluations": []}}, checkpoints / "ctc_5_1.ckpt")
+    command = [
+        MAIN,
+        "train",
+        "ctc_5:1",
+        "exact:0",
+        "ctc_10:0",
+        "--corpus",
+        folder,
+        "--checkpoints",
+        tmp_path / "checkpoints",
+    ]
+    output = run(*command, "--out", tmp_path / "first", "--processes", 2, *overrides)
+    assert "ctc_5:1 failed" in output and "a run of 99 steps, not 5" in output and "left: ctc_5:1\n" in output
+    before = (tmp_path / "first" / "accuracy.csv").read_text()
+    rows = list(csv.DictReader(before.splitlines()))
+    assert list(rows[0]) == results.COLUMNS
+    assert [(row["setting"], row["step"]) for row in rows] == [(x, y) for x in ("ctc_10", "exact") for y in "245"]
+    assert all(row["corpus"] == "mandarin" and row["peak_gib"] == "" for row in rows)
+    assert [bool(row["coverage"]) for row in rows] == [True] * 3 + [False] * 3
+
+    output = run(*command[:2], *command[3:], "--out", tmp_path / "second", "--processes", 1, *overrides)
+    assert "left: nothing" in output
+    assert (tmp_path / "second" / "accuracy.csv").read_text() == before, "reported again, not trained again"
+
+    merged = tmp_path / "merged.csv"
+    run(MAIN, "merge", tmp_path / "first" / "accuracy.csv", tmp_path / "second" / "accuracy.csv", "--into", merged)
+    assert merged.read_text() == before
+    table = run(MAIN, "table", "mandarin", "--results", merged).splitlines()
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| ctc_10", "| exact"]
+    run(MAIN, "plot", "--results", merged)
+    assert (tmp_path / "accuracy_mandarin.png").stat().st_size > 10_000
+    failed = start(MAIN, "table", "an4", "--results", merged)
+    assert failed.returncode and "no row of exact on an4" in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_processes_take_the_gpus_in_turn(tmp_path, monkeypatch):
+    """torch counts the GPUs that CUDA_VISIBLE_DEVICES leaves, which is set for one process after another."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    del os.environ["CUDA_VISIBLE_DEVICES"]  # put back after the test
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1 if "CUDA_VISIBLE_DEVICES" in os.environ else 2)
+    seen = []
+    process = SimpleNamespace(
+        start=lambda: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]),
+        is_alive=lambda: False, join=lambda: None, exitcode=7,
+    )  # fmt: skip
+    context = SimpleNamespace(Queue=queue.SimpleQueue, Process=lambda **arguments: process)
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda kind: context)
+    left = workers.run_all(["exact:1", "exact:0"], tmp_path, (), tmp_path / "checkpoints", FAR, 3, print)
+    assert seen == ["0", "1", "0"] and left == ["exact:1", "exact:0"]
+
+
+def made_up(setting: str, seed: int, step: int, minutes: float, errors, corpus="c", units=(4, 6, 10)) -> Evaluation:
+    return Evaluation(corpus, setting, seed, step, minutes, 1.5, np.array(errors), np.array(units), None)
+
+
+def test_table(tmp_path):
+    found = Results(tmp_path / "accuracy.csv")
+    found.add([made_up("exact", 0, 10, 1.0, [4, 6, 9]), made_up("exact", 0, 20, 2.0, [2, 2, 2])])
+    found.add([made_up("exact", 1, 20, 2.0, [2, 2, 2])])
+    found.add([made_up("double", seed, 20, 1.2, errors) for seed, errors in enumerate(([4, 4, 4], [4, 4, 4]))])
+    found.add([made_up("fast", 1, 10, 0.5, [1, 2, 4]), made_up("fast", 1, 20, 0.9, [1, 1, 1])])
+    found.write()
+    lines = {line.split(" | ")[0]: line.split(" | ") for line in tables.table(Results(found.path), "c")}
+    assert lines["| exact"][1:4] == ["2", "20", "30.00"] and lines["| double"][3] == "60.00"
+    assert lines["| double"][5:7] == ["+100.0", "+100.00 to +100.00"], "the same draws on both sides"
+    assert lines["| fast"][5] == "-50.0", "against the run of its own seed alone"
+    low, high = map(float, lines["| exact"][4].split(" to "))
+    assert 0 < low < 30 < high
+    lines = {line.split(" | ")[0]: line.split(" | ") for line in tables.table(found, "c", "fast", "double")}
+    assert lines["| exact"][1:4] == ["1", "10", "95.00"] and lines["| fast"][2] == "20"
+
+
+def test_interval_is_of_the_stated_width():
+    """Of 400 utterances with independent errors: the normal approximation, within a tenth."""
+    random = np.random.default_rng(2)
+    units = np.full(400, 10)
+    errors = random.binomial(10, 0.2, (1, 400))
+    low, high = np.percentile(tables._Draws(units).resampled(errors.astype(float)), [2.5, 97.5])
+    assert (high - low) / (2 * 1.96 * errors.std() / 10 / np.sqrt(400)) == pytest.approx(1, abs=0.1)
+
+
+def test_results_of_two_held_out_sets_do_not_mix(tmp_path):
+    one, other = Results(tmp_path / "one.csv"), Results(tmp_path / "other.csv")
+    one.add([made_up("exact", 0, 10, 1.0, [1, 1, 1])])
+    other.add([made_up("exact", 1, 10, 1.0, [1, 1, 300])])
+    one.merge(other)
+    one.write()
+    assert len(Results(one.path).rows) == 2 and Results(one.path).errors["c", "exact", "1", "10"][2] == 300
+    other.add([made_up("exact", 2, 10, 1.0, [1, 1], corpus="d", units=(3, 3))])
+    one.merge(other)
+    with pytest.raises(ValueError, match="another held-out set"):
+        one.add([made_up("exact", 3, 10, 1.0, [1, 1, 1], units=(4, 6, 11))])
+
+
+def test_checkpoints_travel_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(travel, "PART", 1000)
+    checkpoint = tmp_path / "ctc_5_1.ckpt"
+    checkpoint.write_bytes(np.random.default_rng(0).bytes(6543))
+    assert [travel.send(checkpoint, call, tmp_path / "parts") for call in (0, 2)] == [3, 3]
+    assert len(list((tmp_path / "parts").iterdir())) == 4
+    assert travel.receive(tmp_path / "parts", tmp_path / "there") == [], "not all parts are here"
+    travel.send(checkpoint, 1, tmp_path / "parts")
+    (received,) = travel.receive(tmp_path / "parts", tmp_path / "there")
+    assert received.name == checkpoint.name and received.read_bytes() == checkpoint.read_bytes()
+    with pytest.raises(ValueError, match="0 to 2"):
+        travel.send(checkpoint, 3, tmp_path / "parts")
+    next((tmp_path / "parts").iterdir()).write_bytes(bytes(1000))
+    with pytest.raises(ValueError, match="send it again"):
+        travel.receive(tmp_path / "parts", tmp_path / "there")
