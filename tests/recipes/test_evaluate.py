@@ -1,0 +1,104 @@
+"""examples/evaluate.py: the counts, the interval, and what is transcribed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import soundfile
+import torch
+from click.testing import CliRunner
+from evaluate import UNITS, Errors, main, restore, transcribe
+from tiny import CHARACTERS, characters, make_config, make_speech, make_tokenizer, talkative
+
+from nemo_sampled_rnnt.models import EncDecSampledRNNTModel
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two `.nemo` files of character models that say something, and not the same."""
+    folder = tmp_path_factory.mktemp("models")
+    config = characters(make_config(make_tokenizer(folder / "tokenizer")), CHARACTERS)
+    paths = []
+    for name in ("one", "other"):
+        model = talkative(EncDecSampledRNNTModel(cfg=config))
+        if name == "other":
+            model.joint.joint_net[-1].bias.data[3] += 20.0
+        paths.append(folder / f"{name}.nemo")
+        model.save_to(str(paths[-1]))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory):
+    return make_speech(tmp_path_factory.mktemp("speech"), 5)
+
+
+def test_counts():
+    """a b c d e / a x c d; one two / one two three four: one substitution, one deletion, two insertions."""
+    references, hypotheses = ["a b c d e", "one two"], ["a x c d", "one two three four"]
+    words = Errors(*(list(map(UNITS["wer"], texts)) for texts in (references, hypotheses)))
+    assert words.counts() == {"sub": 1, "del": 1, "ins": 2, "length": 7}
+    characters_ = Errors(*(list(map(UNITS["cer"], texts)) for texts in (["今天 好", "a"], ["今夫好好", ""])))
+    assert characters_.counts() == {"sub": 1, "del": 1, "ins": 1, "length": 4}
+
+
+def test_interval():
+    """Utterances of 10 words with 0 or 2 errors, half and half: the rate's standard error is 10 % / sqrt(100)."""
+    references = [[*range(10)]] * 100
+    hypotheses = [[*range(10)], [*range(8)]] * 50
+    low, high = Errors(references, hypotheses).interval()
+    assert low < 10 < high
+    assert high - low == pytest.approx(2 * 1.96 * 1.0, rel=0.05)
+    worse, better = Errors(references, hypotheses), Errors(references, [[*range(10)], [*range(9)]] * 50)
+    assert better.better_than(worse) > 0.99 and worse.better_than(better) < 0.01
+
+
+def test_offset_and_duration(models, speech, tmp_path):
+    """Of a longer recording the model hears what it hears of that part in a file of its own."""
+    audio = json.loads(speech.read_text().splitlines()[-1])["audio_filepath"]
+    samples, rate = soundfile.read(audio)
+    soundfile.write(tmp_path / "part.wav", samples[3200:14400], rate)
+    part, whole = tmp_path / "part.json", tmp_path / "offset.json"
+    part.write_text(json.dumps({"audio_filepath": str(tmp_path / "part.wav"), "duration": 0.7, "text": "a"}) + "\n")
+    whole.write_text(json.dumps({"audio_filepath": audio, "offset": 0.2, "duration": 0.7, "text": "a"}) + "\n")
+    model, heard = restore(models[0], None, 4), []
+    model.preprocessor.register_forward_pre_hook(lambda _, __, given: heard.append(given), with_kwargs=True)
+    for manifest in (part, whole):
+        assert transcribe(model, manifest, 2)[0]
+    assert heard[0]["length"].tolist() == heard[1]["length"].tolist()
+    torch.testing.assert_close(heard[0]["input_signal"], heard[1]["input_signal"])
+
+
+def test_side_by_side(models, speech, tmp_path):
+    arguments = [*map(str, models), "--manifest", str(speech), "--metric", "cer", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "5 utterances" in result.output and "CER %" in result.output
+    found = {}
+    for name in ("1-one", "2-other"):
+        lines = (tmp_path / f"out/{name}-{speech.stem}.json").read_text().splitlines()
+        found[name] = [json.loads(line) for line in lines]
+    references = [json.loads(line)["text"] for line in speech.read_text().splitlines()]
+    assert [entry["text"] for entry in found["1-one"]] == references
+    assert found["1-one"] != found["2-other"]
+    split = UNITS["cer"]
+    for entries in found.values():
+        errors = Errors([split(x["text"]) for x in entries], [split(x["pred_text"]) for x in entries])
+        for kind, count in errors.counts().items():
+            assert f" {count} " in result.output, kind
+
+
+def test_decoder(models, speech):
+    greedy, beam = restore(models[0], None, 4), restore(models[0], "maes", 3)
+    assert beam.cfg.decoding.strategy == "maes" and beam.cfg.decoding.beam.beam_size == 3
+    assert len(transcribe(beam, speech, 5)) == len(transcribe(greedy, speech, 5)) == 5
+
+
+@pytest.mark.parametrize(
+    "content, message", [("", "found none"), ("not json\n", "line 1"), ('{"words": 1}\n', "line 1")]
+)
+def test_bad_manifest(content, message, models, tmp_path):
+    (tmp_path / "bad.json").write_text(content)
+    result = CliRunner().invoke(main, [str(models[0]), "--manifest", str(tmp_path / "bad.json")])
+    assert result.exit_code == 1 and message in result.output
