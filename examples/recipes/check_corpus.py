@@ -56,6 +56,15 @@ class Tree:
     def skip(self, file: Path, reason: str, utterances: int = 1) -> None:
         self.skips.add(str(file.relative_to(self.source)), reason, utterances)
 
+    def take(self, audio: Path, line_parses: bool) -> bool:
+        """Link the audio of a transcript line, or skip it; whether both are usable."""
+        problem = audio_problem(audio) if line_parses else "transcript line that does not parse"
+        if problem:
+            self.skip(audio, problem)
+        else:
+            self.link(audio)
+        return not problem
+
     def expect(self, *paths: str) -> None:
         """Raises click.ClickException where one of the paths is not in the corpus."""
         missing = [path for path in paths if not (self.source / path).exists()]
@@ -101,11 +110,7 @@ def _librispeech_chapter(tree: Tree, folder: Path) -> None:
         match = LIBRISPEECH_LINE.fullmatch(line.strip())
         audio = folder / f"{match[1] if match else line.split(' ')[0]}.flac"
         without_line.discard(audio)
-        problem = audio_problem(audio) if match else "transcript line that does not parse"
-        if problem:
-            tree.skip(audio, problem)
-        else:
-            tree.link(audio)
+        if tree.take(audio, line_parses=match is not None):
             lines.append(line.strip())
     for audio in sorted(without_line):
         tree.skip(audio, "audio without a transcript")
@@ -132,11 +137,7 @@ def aishell(tree: Tree) -> None:
         match = AISHELL_LINE.fullmatch(line.strip())
         name = line.split()[0]
         audio = files.pop(name, wav / f"{name}.wav")
-        problem = audio_problem(audio) if match else "transcript line that does not parse"
-        if problem:
-            tree.skip(audio, problem)
-        else:
-            tree.link(audio)
+        if tree.take(audio, line_parses=match is not None):
             lines.append(line.strip())
     for audio in files.values():
         tree.skip(audio, "audio without a transcript")

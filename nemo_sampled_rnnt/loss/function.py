@@ -78,7 +78,7 @@ def sampled_rnnt_loss(
     Source: sampled softmax for RNN-T, over a batch and from auxiliary CTC: paper (abstract) arXiv 2203.16868.
     Correction by inclusion probability: standard. Tiling, counter-based dropout: ours.
     """
-    loss, costs = transducer_loss(
+    loss, costs, _ = transducer_loss(
         encoder, predictor, weight, bias, targets, encoder_lengths, target_lengths, negatives, negative_log_prob,
         Options(activation, dropout, fastemit_lambda, clamp, reduction, workspace_mib, impl),
     )  # fmt: skip
@@ -89,8 +89,9 @@ def sampled_rnnt_loss(
 def transducer_loss(
     encoder, predictor, weight, bias, targets, encoder_lengths, target_lengths, negatives, negative_log_prob,
     options: Options,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """As :func:`sampled_rnnt_loss`, and (B,) the losses before reduction; reporting those is left to the caller."""
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:  # fmt: skip
+    """As :func:`sampled_rnnt_loss`; (B,) the losses before reduction, which are the caller's to report; and how many
+    candidates each set has (one number in the batch scope and without sampling)."""
     check_options(options)
     check_tensors(
         encoder, predictor, weight, bias, targets, encoder_lengths, target_lengths, negatives, negative_log_prob
@@ -101,7 +102,7 @@ def transducer_loss(
         problem = make_problem(
             encoder, weight, targets, encoder_lengths, target_lengths, negatives, negative_log_prob, options, survey
         )
-        return run(encoder, predictor, weight, bias, problem)
+        return *run(encoder, predictor, weight, bias, problem), problem.candidate_count
 
 
 def _device_of(tensor: torch.Tensor):

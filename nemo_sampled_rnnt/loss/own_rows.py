@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 
 from nemo_sampled_rnnt.loss.candidates import ALIGNMENT
@@ -26,12 +28,20 @@ class OwnRows:
         if self._ids.numel() < len(weight):
             self._number_distinct_rows()
             rows = self._ids.numel()
-        width, like = weight.shape[1], weight.new_empty(0, dtype=dtype)
-        self._sums = ProductSums(rows, width, like, needs.weight, needs.bias)
-        self._product = ProductSums(self.columns, width, like, needs.weight, needs.bias)
+        self._needs = needs
+        self._sums = self._sums_of(rows)
         # The rows of a set, and their gradients.
-        self.utterance_bytes = 2 * self.columns * (width + ALIGNMENT) * like.element_size()
+        self.utterance_bytes = 2 * self.columns * (weight.shape[1] + ALIGNMENT) * dtype.itemsize
         self._gathered: tuple[Tile | None, torch.Tensor | None] = (None, None)
+
+    def _sums_of(self, rows: int) -> ProductSums:
+        like = self._weight.new_empty(0, dtype=self._dtype)
+        return ProductSums(rows, self._weight.shape[1], like, self._needs.weight, self._needs.bias)
+
+    @cached_property
+    def _product(self) -> ProductSums:
+        """Of one utterance and tile."""
+        return self._sums_of(self.columns)
 
     def prepare(self, visits: list[Visit]) -> None:
         """Nothing to do before the first tile."""

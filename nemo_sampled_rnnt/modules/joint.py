@@ -11,7 +11,6 @@ from nemo.core.classes import typecheck
 from nemo.core.neural_types import NeuralType, ProbsType
 from nemo.utils import logging
 
-from nemo_sampled_rnnt.loss.candidates import gather_candidates
 from nemo_sampled_rnnt.loss.finite import FiniteWatch
 from nemo_sampled_rnnt.loss.function import transducer_loss
 from nemo_sampled_rnnt.loss.problem import Options
@@ -182,7 +181,7 @@ class SampledRNNTJoint(RNNTJoint):
         output = self.joint_net[-1]
         logged = logged and self.training
         with peak_memory(encoder.device) if logged and encoder.is_cuda else contextlib.nullcontext() as peak:
-            loss, costs = transducer_loss(
+            loss, costs, candidates = transducer_loss(
                 self._project_finite(encoder),
                 predictor,
                 output.weight,
@@ -202,17 +201,13 @@ class SampledRNNTJoint(RNNTJoint):
                     impl="auto" if config is None else config.impl,
                 ),
             )
-        self.training_statistics = self._statistics(transcripts, transcript_lengths, negatives, peak) if logged else {}
+        self.training_statistics = self._statistics(candidates, peak) if logged else {}
         (self._training_watch if self.training and torch.is_grad_enabled() else self._eval_watch).submit(costs)
         return loss
 
-    def _statistics(self, transcripts, transcript_lengths, negatives: Negatives, peak: Peak | None):
+    def _statistics(self, counts: list[int], peak: Peak | None):
         """What training logs: candidates in a set, their share of the vocabulary, and on a GPU the measured memory."""
-        count = torch.tensor([self._vocab_size + 1])
-        if negatives.ids is not None:
-            labelled = torch.arange(transcripts.shape[1], device=transcripts.device) < transcript_lengths[:, None]
-            count = gather_candidates(transcripts.long(), labelled, negatives.ids, None, self._vocab_size).count
-        candidates = count.float().mean()
+        candidates = torch.tensor(counts, dtype=torch.float32).mean()
         statistics = {"train_candidates": candidates, "train_candidate_share": candidates / (self._vocab_size + 1)}
         return statistics if peak is None else statistics | {"train_joint_memory_mib": peak.mib}
 
