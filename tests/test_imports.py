@@ -10,7 +10,12 @@ import pytest
 import nemo_sampled_rnnt
 
 PACKAGE = Path(nemo_sampled_rnnt.__file__).parent
-LAYERS = {"loss": {"loss"}, "sampling": {"sampling"}, "modules": {"modules", "loss", "sampling", "memory"}}
+LAYERS = {
+    "gpu": {"gpu"},
+    "loss": {"loss", "gpu"},
+    "sampling": {"sampling", "gpu"},
+    "modules": {"modules", "loss", "sampling", "gpu", "memory"},
+}
 
 
 def imports(path: Path):
@@ -27,7 +32,7 @@ def test_imports_run_one_way(layer):
         for name in imports(path):
             if name.startswith("nemo_sampled_rnnt."):
                 assert name.split(".")[1] in LAYERS[layer], f"{path} imports {name}"
-            if layer in ("loss", "sampling"):
+            if layer in ("gpu", "loss", "sampling"):
                 assert name.split(".")[0] not in ("nemo", "lightning", "omegaconf"), f"{path} imports {name}"
 
 

@@ -21,7 +21,7 @@ def cuda_implementation(device: torch.device):
         import numba.cuda  # noqa: F401
     except ImportError as missing:  # pragma: no cover - numba always brings a cuda module
         raise ImportError(INSTALL) from missing
-    from nemo_sampled_rnnt.loss.cuda.launch import SIMULATED, numba_cuda_is_installed
+    from nemo_sampled_rnnt.gpu.launch import SIMULATED, numba_cuda_is_installed
 
     if SIMULATED:
         if device.type != "cpu":

@@ -15,8 +15,8 @@ from nemo_sampled_rnnt.loss.cuda.kernels import (
     WIDE_THREADS,
     compiled,
 )
-from nemo_sampled_rnnt.loss.cuda.launch import SIMULATED, BoundKernel
-from nemo_sampled_rnnt.loss.cuda.octets import OCTET
+from nemo_sampled_rnnt.gpu.launch import SIMULATED, BoundKernel
+from nemo_sampled_rnnt.gpu.octets import OCTET
 from nemo_sampled_rnnt.loss.dropout import threshold
 from nemo_sampled_rnnt.loss.problem import REDUCTIONS, Options, Problem, accumulation_dtype
 from nemo_sampled_rnnt.loss.tiles import Tile

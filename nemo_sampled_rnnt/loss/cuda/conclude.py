@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from numba import cuda, float32, float64
 
-from nemo_sampled_rnnt.loss.cuda.launch import SIMULATED
+from nemo_sampled_rnnt.gpu.launch import SIMULATED
 from nemo_sampled_rnnt.loss.problem import REDUCTIONS
 
 CONCLUDING_THREADS = 4 if SIMULATED else 128

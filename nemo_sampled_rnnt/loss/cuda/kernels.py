@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from numba import cuda, float32, float64, int32, int64
 
 from nemo_sampled_rnnt.loss import dropout as counter
-from nemo_sampled_rnnt.loss.cuda.launch import (
+from nemo_sampled_rnnt.gpu.launch import (
     NOTHING,
     SIMULATED,
     bits_of_double,
@@ -38,7 +38,7 @@ from nemo_sampled_rnnt.loss.cuda.launch import (
     times_power_of_2,
     unpack_number,
 )
-from nemo_sampled_rnnt.loss.cuda.octets import OCTET, octets
+from nemo_sampled_rnnt.gpu.octets import OCTET, octets
 
 WARP = 4 if SIMULATED else 32
 WARPS = 2 if SIMULATED else 8  # of a block

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from nemo_sampled_rnnt.loss.cuda.launch import SIMULATED
+from nemo_sampled_rnnt.gpu.launch import SIMULATED
 
 OCTET = 8
 

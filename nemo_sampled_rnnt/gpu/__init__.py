@@ -1,0 +1,1 @@
+"""What kernels of every layer share: launches, wide memory accesses, and their twins in the simulator."""
