@@ -141,8 +141,15 @@ def _driver():
     return driver
 
 
+LOG2_E = float32(1 / math.log(2))
+
+
 if SIMULATED:
-    fast_exp = math.exp
+    fast_exp, larger = math.exp, max
+
+    def exp2_less(x, shift):
+        """2^(x log2 e - shift) = e^x / 2^shift."""
+        return 2.0 ** (x * LOG2_E - shift) if x > -math.inf else x - x if x != x else 0.0
 
     def exp_split(x):
         """e^x as a mantissa near 1 and an exponent of 2; (0, NOTHING) for -inf. NaN stays a NaN mantissa."""
@@ -198,7 +205,36 @@ else:
     from numba.cuda import libdevice
 
     reduce_by_shared_memory = None
-    fast_exp = libdevice.fast_expf  # ex2.approx: 2 ulp, below what half precision keeps
+    larger = libdevice.fmaxf  # one instruction; a NaN gives way to a number
+
+    def _exp2():
+        from llvmlite import ir
+        from numba.core import types
+        from numba.cuda.extending import intrinsic
+
+        @intrinsic
+        def exp2(typingctx, x):
+            """2^x to 2 ulp, which is below what half precision keeps; 0 where it is no normal float32."""
+
+            def codegen(context, builder, signature, arguments):
+                single = ir.FloatType()
+                instruction = ir.InlineAsm(ir.FunctionType(single, [single]), "ex2.approx.ftz.f32 $0, $1;", "=f,f")
+                return builder.call(instruction, arguments)
+
+            return types.float32(types.float32), codegen
+
+        return exp2
+
+    _power_of_2 = _exp2()
+
+    @device
+    def exp2_less(x, shift):
+        """2^(x log2 e - shift) = e^x / 2^shift."""
+        return _power_of_2(libdevice.fmaf(x, LOG2_E, -shift))
+
+    @device
+    def fast_exp(x):
+        return _power_of_2(x * LOG2_E)
 
     @device
     def exp_split(x):

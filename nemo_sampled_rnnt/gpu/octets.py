@@ -28,7 +28,8 @@ def octets(kind: str, native: bool = True) -> SimpleNamespace:
         native: the GPU rounds to bfloat16 by itself (compute capability 8.0 or later).
 
     Returns:
-        Device functions load8(rows, place, out, first), store8(rows, place, values, first) and load1(rows, place).
+        Device functions load8(rows, place, out, first), store8(rows, place, values, first), load1(rows, place) and
+        store1(rows, place, value).
         ``rows`` is a pointer, ``place`` the first of eight elements, ``out`` and ``values`` are local arrays of float32
         (float64 for float64), worked on from ``first`` on.
     """
@@ -62,7 +63,10 @@ def _simulated(kind: str) -> SimpleNamespace:
     def load1(rows, place):
         return widen(array(rows)[place : place + 1])[0]
 
-    return SimpleNamespace(load8=load8, store8=store8, load1=load1)
+    def store1(rows, place, value):
+        array(rows)[place] = narrow(np.asarray([value]))[0]
+
+    return SimpleNamespace(load8=load8, store8=store8, load1=load1, store1=store1)
 
 
 def _compiled(kind: str, native: bool) -> SimpleNamespace:
@@ -164,4 +168,16 @@ def _compiled(kind: str, native: bool) -> SimpleNamespace:
 
         return real(rows, types.int64), codegen
 
-    return SimpleNamespace(load8=load8, store8=store8, load1=load1)
+    @intrinsic
+    def store1(typingctx, rows, place, value):
+        def codegen(context, builder, signature, arguments):
+            rows, place, value = arguments
+            value = context.cast(builder, value, signature.args[2], real)
+            if kind in ("bfloat16", "float16"):
+                value = builder.trunc(narrow_pair(builder, value, value), half)
+            builder.store(value, builder.gep(rows, [place]))
+            return context.get_dummy_value()
+
+        return types.void(rows, types.int64, value), codegen
+
+    return SimpleNamespace(load8=load8, store8=store8, load1=load1, store1=store1)

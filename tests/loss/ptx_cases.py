@@ -31,14 +31,14 @@ def report(kind, name, function, types, capability):
 
 
 CASES = [
-    ("float64", float64, float64, "tanh", True, True, (8, 0)),
-    ("float32", float32, float32, "sigmoid", False, False, (9, 0)),
-    ("float16", int16, float32, "relu", True, True, (7, 5)),
-    ("bfloat16", int16, float32, "relu", False, False, (9, 0)),
-    ("bfloat16", int16, float32, "relu", False, True, (7, 5)),
+    ("float64", float64, float64, "tanh", True, True, True, (8, 0)),
+    ("float32", float32, float32, "sigmoid", False, True, False, (9, 0)),
+    ("float16", int16, float32, "relu", True, False, True, (7, 5)),
+    ("bfloat16", int16, float32, "relu", False, False, False, (9, 0)),
+    ("bfloat16", int16, float32, "relu", False, True, True, (7, 5)),
 ]
-for kind, stored, real, activation, dropout, wide, capability in CASES:
-    built = vars(kernels(kind, activation, dropout, wide, native=capability >= (8, 0)))
+for kind, stored, real, activation, dropout, clamped, wide, capability in CASES:
+    built = vars(kernels(kind, activation, dropout, clamped, wide, native=capability >= (8, 0)))
     types = signatures(stored, real)
     assert built.keys() == types.keys(), (built.keys(), types.keys())
     for name, function in built.items():

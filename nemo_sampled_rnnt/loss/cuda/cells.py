@@ -52,7 +52,7 @@ class CudaCells:
         kind = str(encoder.dtype).removeprefix("torch.")
         wide = offsets.shape[1] >= WIDE
         native = SIMULATED or torch.cuda.get_device_capability(device) >= (8, 0)
-        kernels = compiled(kind, options.activation, options.dropout > 0, wide, native)
+        kernels = compiled(kind, options.activation, options.dropout > 0, options.clamp > 0, wide, native)
         dropout = (problem.seed, threshold(options.dropout), 1.0 / (1.0 - options.dropout))
         softmax = (offsets.shape[1], len(offsets), targets.shape[1], problem.candidates.blank)
 

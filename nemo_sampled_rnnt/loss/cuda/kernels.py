@@ -24,13 +24,16 @@ from numba import cuda, float32, float64, int32, int64
 
 from nemo_sampled_rnnt.loss import dropout as counter
 from nemo_sampled_rnnt.gpu.launch import (
+    LOG2_E,
     NOTHING,
     SIMULATED,
     bits_of_double,
     device,
     double_of_bits,
+    exp2_less,
     exp_split,
     fast_exp,
+    larger,
     normalised,
     pack_number,
     reduce_by_shared_memory,
@@ -99,13 +102,16 @@ def activations(activation: str, real) -> tuple:
 
 
 @cache
-def kernels(kind: str, activation: str, dropout: bool, wide: bool, native: bool = True) -> SimpleNamespace:
+def kernels(
+    kind: str, activation: str, dropout: bool, clamped: bool, wide: bool, native: bool = True
+) -> SimpleNamespace:
     """The kernels of one storage type.
 
     Args:
         kind: "float64", "float32", "float16" or "bfloat16", of hidden and logits.
         activation: "relu", "tanh" or "sigmoid".
         dropout: whether units are dropped.
+        clamped: whether the logits' gradients are.
         wide: candidate sets are large: a whole block works on a group of cells, not a warp.
         native: see :func:`octets`.
 
@@ -115,11 +121,9 @@ def kernels(kind: str, activation: str, dropout: bool, wide: bool, native: bool 
     real = float64 if kind == "float64" else float32  # what is computed in
     infinity = real(math.inf)  # typed: a bare constant would draw float32 comparisons into float64
     wide_infinity = float64(math.inf)
-    lowest = real(-3e38)  # below every score, and finite: differences of it are no NaN
-    half = kind in ("float16", "bfloat16")
-    exp = fast_exp if half else math.exp
+    lowest = real(-1e38)  # below every score, and finite: differences of it are no NaN
     memory, sums = octets(kind, native), octets("float64" if kind == "float64" else "float32")
-    load8, store8, load1 = memory.load8, memory.store8, memory.load1
+    load8, store8, load1, store1 = memory.load8, memory.store8, memory.load1, memory.store1
     load_sums, store_sums = sums.load8, sums.store8
     activate, slope = activations(activation, real)
     # Threads that work on a group of cells.
@@ -130,15 +134,44 @@ def kernels(kind: str, activation: str, dropout: bool, wide: bool, native: bool 
             return reduce_by_shared_memory(combine, real, scoring_team, THREADS)
         return reduce_by_shuffles(combine, real, scoring_team)
 
-    @device
-    def larger(a, b):
-        return a if a > b else b
+    # e^(x - y), where many x meet one y: half precision takes two instructions, and y as it is scaled once.
+    if kind in ("float16", "bfloat16"):
+        exp, exp_less, maximum = fast_exp, exp2_less, larger
+
+        @device
+        def scaled(y):
+            return y * LOG2_E
+    else:
+        exp = math.exp
+
+        @device
+        def exp_less(x, y):
+            return math.exp(x - y)
+
+        @device
+        def scaled(y):
+            return y
+
+        @device
+        def maximum(a, b):
+            return a if a > b else b
 
     @device
     def add(a, b):
         return a + b
 
-    largest_of_team, sum_of_team = reducer(larger), reducer(add)
+    largest_of_team, sum_of_team = reducer(maximum), reducer(add)
+
+    if clamped:
+
+        @device
+        def bounded(x, clamp):
+            return min(max(x, -real(clamp)), real(clamp))
+    else:
+
+        @device
+        def bounded(x, clamp):
+            return x
 
     # The lattice's numbers, from e^0 down to e^-10000: in float32 a mantissa and an exponent, which multiply and add
     # in few steps and as exactly as float32 does; in float64 a logarithm, with an exponent of 0. In memory: a word.
@@ -290,10 +323,10 @@ def kernels(kind: str, activation: str, dropout: bool, wide: bool, native: bool 
                 high = top[place]
                 for i in range(OCTET):
                     z[OCTET * place + i] += offset[i]
-                    high = larger(z[OCTET * place + i], high)
-                total = mass[place] * exp(top[place] - high)
+                    high = maximum(z[OCTET * place + i], high)
+                total, shift = mass[place] * exp(top[place] - high), scaled(high)
                 for i in range(OCTET):
-                    total += exp(z[OCTET * place + i] - high)
+                    total += exp_less(z[OCTET * place + i], shift)
                 top[place], mass[place] = high, total
         for place in range(GROUP):
             high = largest_of_team(top[place], member)
@@ -398,12 +431,12 @@ def kernels(kind: str, activation: str, dropout: bool, wide: bool, native: bool 
         first_row, first_offset = row * stride, b * stride if groups > 1 else int64(0)
         last = min(int64(GROUP - 1), labels - u)
         likelihood, weight = -costs[b], weights[b]
-        bound = real(clamp) if clamp > 0 else infinity
         z = cuda.local.array(GROUP_OF_OCTETS, real)
         offset = cuda.local.array(OCTET, real)
-        gamma_blank = cuda.local.array(GROUP, real)
-        gamma_label = cuda.local.array(GROUP, real)
+        occupancy = cuda.local.array(GROUP, real)
         shift = cuda.local.array(GROUP, real)
+        at_blank = cuda.local.array(GROUP, real)
+        at_label = cuda.local.array(GROUP, real)
         label = cuda.local.array(GROUP, int64)
 
         if not abs(likelihood) < wide_infinity:
@@ -418,40 +451,50 @@ def kernels(kind: str, activation: str, dropout: bool, wide: bool, native: bool 
 
         mantissa, exponent = number(real(0))
         one = stored(mantissa, exponent)
+        # Blank and label have an arc to subtract. The thread that overwrites their octets puts them right after.
+        mine = blank // OCTET % team == member
         for place in range(GROUP):
-            gamma_blank[place], gamma_label[place] = real(0), real(0)
-            label[place], shift[place] = int64(-1), real(0)
-            there = first_place + place * (labels + 2)
+            occupancy[place], shift[place], label[place] = real(0), real(0), int64(-1)
+            there, here = first_place + place * (labels + 2), first_row + place * stride
             if place <= last:
-                shift[place] = normaliser[there]
+                normalised_by = normaliser[there]
+                gamma_blank, gamma_label = real(0), real(0)
                 if t + 1 < frames or u + place == labels:
                     after = beta[there + labels + 1] if t + 1 < frames else one
-                    gamma_blank[place] = posterior(alpha[there], by_blank[there], after, likelihood)
+                    gamma_blank = posterior(alpha[there], by_blank[there], after, likelihood)
                 if u + place < labels:
                     after = beta[there + labels + 2]
                     arc = posterior(alpha[there], by_label[there], after, likelihood)
-                    gamma_label[place] = arc * (real(1) + real(emit))
-                    label[place] = targets[b * positions + u + place]
+                    gamma_label = arc * (real(1) + real(emit))
+                occ, shift[place] = gamma_blank + gamma_label, scaled(normalised_by)
+                occupancy[place] = occ if clamped else occ * weight
+                if mine:
+                    score = load1(logits, here + blank) + offsets[first_offset + blank]
+                    at_blank[place] = bounded(occ * exp(score - normalised_by) - gamma_blank, clamp) * weight
+                if u + place < labels:
+                    target = targets[b * positions + u + place]
+                    if target // OCTET % team == member:
+                        label[place] = target
+                        score = load1(logits, here + target) + offsets[first_offset + target]
+                        at_label[place] = bounded(occ * exp(score - normalised_by) - gamma_label, clamp) * weight
         for first in range(OCTET * member, stride, OCTET * team):
             for place in range(GROUP):
                 load8(logits, first_row + min(int64(place), last) * stride + first, z, OCTET * place)
             load_sums(offsets, first_offset + first, offset, 0)
             for place in range(GROUP):
-                occupancy = gamma_blank[place] + gamma_label[place]
                 for i in range(OCTET):
                     j = OCTET * place + i
-                    z[j] = occupancy * exp(z[j] + offset[i] - shift[place])
-                if blank >= first and blank < first + OCTET:
-                    for i in range(OCTET):
-                        z[OCTET * place + i] -= gamma_blank[place] if first + i == blank else real(0)
-                if label[place] >= first and label[place] < first + OCTET:
-                    for i in range(OCTET):
-                        z[OCTET * place + i] -= gamma_label[place] if first + i == label[place] else real(0)
-                for i in range(OCTET):
-                    j = OCTET * place + i
-                    z[j] = min(max(z[j], -bound), bound) * weight
+                    z[j] = bounded(occupancy[place] * exp_less(z[j] + offset[i], shift[place]), clamp)
+                    if clamped:
+                        z[j] *= weight
                 if place <= last:
                     store8(logits, first_row + place * stride + first, z, OCTET * place)
+        for place in range(GROUP):
+            if place <= last:
+                if mine:
+                    store1(logits, first_row + place * stride + blank, at_blank[place])
+                if label[place] >= 0:
+                    store1(logits, first_row + place * stride + label[place], at_label[place])
 
     @device
     def add_pulled_back(total, h, g, seed, b, t, u, first, threshold, scale):
@@ -531,7 +574,9 @@ def kernels(kind: str, activation: str, dropout: bool, wide: bool, native: bool 
 
 
 @cache
-def compiled(kind: str, activation: str, dropout: bool, wide: bool, native: bool = True) -> SimpleNamespace:
+def compiled(
+    kind: str, activation: str, dropout: bool, clamped: bool, wide: bool, native: bool = True
+) -> SimpleNamespace:
     """As :func:`kernels`, compiled at their first launch."""
-    built = vars(kernels(kind, activation, dropout, wide, native))
+    built = vars(kernels(kind, activation, dropout, clamped, wide, native))
     return SimpleNamespace(**{name: cuda.jit(function) for name, function in built.items()})
