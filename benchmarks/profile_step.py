@@ -53,8 +53,8 @@ def profile(row: Row, lines: int) -> None:
     total = sum(event.self_device_time_total for event in events) / 1e3 / steps
     launches = sum(event.count for event in events) / steps
     print(
-        f"\n{row.workload} {row.implementation} {row.workspace_mib} MiB: step {took:.2f} ms = {took / floor:.2f} floors "
-        f"of {floor:.2f}; host {host:.2f}; kernels {total:.2f} in {launches:.0f} launches"
+        f"\n{row.workload} {row.implementation} {row.workspace_mib} MiB: step {took:.2f} ms = {took / floor:.2f} "
+        f"floors of {floor:.2f}; host {host:.2f}; kernels {total:.2f} in {launches:.0f} launches"
     )
     for event in sorted(events, key=lambda event: -event.self_device_time_total)[:lines]:
         each = event.self_device_time_total / 1e3

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from nemo_sampled_rnnt.gpu.launch import SIMULATED, BoundKernel
+from nemo_sampled_rnnt.gpu.octets import OCTET
 from nemo_sampled_rnnt.loss.cuda.conclude import CONCLUDING_THREADS, conclude_kernel
 from nemo_sampled_rnnt.loss.cuda.kernels import (
     GROUP,
@@ -15,8 +17,6 @@ from nemo_sampled_rnnt.loss.cuda.kernels import (
     WIDE_THREADS,
     compiled,
 )
-from nemo_sampled_rnnt.gpu.launch import SIMULATED, BoundKernel
-from nemo_sampled_rnnt.gpu.octets import OCTET
 from nemo_sampled_rnnt.loss.dropout import threshold
 from nemo_sampled_rnnt.loss.problem import REDUCTIONS, Options, Problem, accumulation_dtype
 from nemo_sampled_rnnt.loss.tiles import Tile

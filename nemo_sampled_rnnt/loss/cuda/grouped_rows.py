@@ -11,9 +11,9 @@ from functools import cache
 import torch
 from numba import cuda, float32, int64
 
-from nemo_sampled_rnnt.loss.candidates import ALIGNMENT
 from nemo_sampled_rnnt.gpu.launch import SIMULATED, BoundKernel
 from nemo_sampled_rnnt.gpu.octets import OCTET, octets
+from nemo_sampled_rnnt.loss.candidates import ALIGNMENT
 from nemo_sampled_rnnt.loss.own_rows import OwnRows
 from nemo_sampled_rnnt.loss.tiles import Tile, Visit
 

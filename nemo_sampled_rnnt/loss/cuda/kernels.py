@@ -22,7 +22,6 @@ from types import SimpleNamespace
 
 from numba import cuda, float32, float64, int32, int64
 
-from nemo_sampled_rnnt.loss import dropout as counter
 from nemo_sampled_rnnt.gpu.launch import (
     LOG2_E,
     NOTHING,
@@ -42,6 +41,7 @@ from nemo_sampled_rnnt.gpu.launch import (
     unpack_number,
 )
 from nemo_sampled_rnnt.gpu.octets import OCTET, octets
+from nemo_sampled_rnnt.loss import dropout as counter
 
 WARP = 4 if SIMULATED else 32
 WARPS = 2 if SIMULATED else 8  # of a block

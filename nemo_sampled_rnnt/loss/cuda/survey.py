@@ -12,8 +12,8 @@ import math
 import torch
 from numba import cuda, int32, int64
 
-from nemo_sampled_rnnt.loss.candidates import Candidates, aligned, every_label
 from nemo_sampled_rnnt.gpu.launch import SIMULATED, Atomic, BoundKernel, device
+from nemo_sampled_rnnt.loss.candidates import Candidates, aligned, every_label
 
 THREADS = 4 if SIMULATED else 512
 FREE, NOWHERE = -1, 2**31 - 1
