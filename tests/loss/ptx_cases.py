@@ -10,7 +10,7 @@ from nemo_sampled_rnnt.loss.cuda.survey import survey_kernel
 def signatures(stored, real):
     """Argument types as :class:`nemo_sampled_rnnt.loss.cuda.cells.CudaCells` passes them."""
     table, wide, some, exact = (CPointer(of) for of in (int64, stored, real, float64))
-    where, softmax, dropout = (int64,) * 4, (int64,) * 4, (int64, int64, float64)
+    where, softmax, dropout = (int64,) * 4, (int64,) * 3, (int64, int64, float64)
     return {
         "hidden": (table, wide, wide, wide, *where, *(int64,) * 5, *dropout),
         "scores": (table, wide, some, table, some, table, table, *where, *softmax),
@@ -19,8 +19,7 @@ def signatures(stored, real):
             table, wide, wide, some, table, some, table, table, table, table, exact, some,
             *where, *softmax, float64, float64, int64,
         ),
-        "encoder_gradient": (table, wide, wide, some, *where, *(int64,) * 3, *dropout),
-        "predictor_gradient": (table, wide, wide, some, *where, *(int64,) * 3, *dropout),
+        "projection_gradients": (table, wide, wide, some, some, *where, *(int64,) * 5, *dropout),
     }  # fmt: skip
 
 
@@ -31,14 +30,14 @@ def report(kind, name, function, types, capability):
 
 
 CASES = [
-    ("float64", float64, float64, "tanh", True, True, True, (8, 0)),
-    ("float32", float32, float32, "sigmoid", False, True, False, (9, 0)),
-    ("float16", int16, float32, "relu", True, False, True, (7, 5)),
-    ("bfloat16", int16, float32, "relu", False, False, False, (9, 0)),
-    ("bfloat16", int16, float32, "relu", False, True, True, (7, 5)),
+    ("float64", float64, float64, "tanh", True, True, True, True, (8, 0)),
+    ("float32", float32, float32, "sigmoid", False, True, True, False, (9, 0)),
+    ("float16", int16, float32, "relu", True, False, False, True, (7, 5)),
+    ("bfloat16", int16, float32, "relu", False, False, False, False, (9, 0)),
+    ("bfloat16", int16, float32, "relu", False, True, False, True, (7, 5)),
 ]
-for kind, stored, real, activation, dropout, clamped, wide, capability in CASES:
-    built = vars(kernels(kind, activation, dropout, clamped, wide, native=capability >= (8, 0)))
+for kind, stored, real, activation, dropout, clamped, own, wide, capability in CASES:
+    built = vars(kernels(kind, activation, dropout, clamped, own, wide, native=capability >= (8, 0)))
     types = signatures(stored, real)
     assert built.keys() == types.keys(), (built.keys(), types.keys())
     for name, function in built.items():

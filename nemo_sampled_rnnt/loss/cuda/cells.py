@@ -22,7 +22,7 @@ from nemo_sampled_rnnt.loss.problem import REDUCTIONS, Options, Problem, accumul
 from nemo_sampled_rnnt.loss.tiles import Tile
 
 WIDE = 256 if SIMULATED else 8192  # candidates from which on a block works on a group of cells, and not a warp
-WHERE = 4  # arguments that say which tile: first utterance, first frame, last frame, first cell
+WHERE = 4  # arguments that say which tile: see _frames_of and _cells_of
 
 
 class CudaCells:
@@ -52,9 +52,10 @@ class CudaCells:
         kind = str(encoder.dtype).removeprefix("torch.")
         wide = offsets.shape[1] >= WIDE
         native = SIMULATED or torch.cuda.get_device_capability(device) >= (8, 0)
-        kernels = compiled(kind, options.activation, options.dropout > 0, options.clamp > 0, wide, native)
+        own = len(offsets) > 1
+        kernels = compiled(kind, options.activation, options.dropout > 0, options.clamp > 0, own, wide, native)
         dropout = (problem.seed, threshold(options.dropout), 1.0 / (1.0 - options.dropout))
-        softmax = (offsets.shape[1], len(offsets), targets.shape[1], problem.candidates.blank)
+        softmax = (offsets.shape[1], targets.shape[1], problem.candidates.blank)
 
         hidden_stride = hidden.shape[1]
         self._hidden = BoundKernel(
@@ -76,23 +77,18 @@ class CudaCells:
                 (*softmax, float(options.fastemit_lambda), float(options.clamp), hidden_stride),
             )  # fmt: skip
         self.encoder_gradient = self.predictor_gradient = None
-        if needs.encoder:
-            total = torch.zeros(batch, frames, units, dtype=accumulate, device=device)
-            self.encoder_gradient = total[..., :width]
-            self._encoder_gradient = BoundKernel(
-                kernels.encoder_gradient,
-                [utterances, hidden, later, total],
-                WHERE,
-                (frames, hidden_stride, units, *dropout),
-            )
-        if needs.predictor:
-            total = torch.zeros(batch, positions, units, dtype=accumulate, device=device)
-            self.predictor_gradient = total[..., :width]
-            self._predictor_gradient = BoundKernel(
-                kernels.predictor_gradient,
-                [utterances, hidden, later, total],
-                WHERE,
-                (positions, hidden_stride, units, *dropout),
+        if needs.hidden:
+            rows = (batch * frames if needs.encoder else 0, batch * positions if needs.predictor else 0)
+            totals = torch.zeros(sum(rows), units, dtype=accumulate, device=device).split(rows)
+            if needs.encoder:
+                self.encoder_gradient = totals[0].view(batch, frames, units)[..., :width]
+            if needs.predictor:
+                self.predictor_gradient = totals[1].view(batch, positions, units)[..., :width]
+            self._projection_gradients = BoundKernel(
+                kernels.projection_gradients,
+                [utterances, hidden, later, *totals],
+                WHERE + 1,
+                (frames, positions, hidden_stride, units, *dropout),
             )
         self._unit_threads = min(THREADS, -(-hidden.shape[1] // OCTET // 32) * 32)
         self._warps_of_units = -(-units // OCTET // WARP)
@@ -100,11 +96,12 @@ class CudaCells:
         self._cells_of_a_block = GROUP if wide else GROUP * WARPS
 
     def hidden(self, tile: Tile) -> None:
-        self._hidden(_grid(tile, LABELS), self._unit_threads, *_where(tile))
+        grid = (tile.frames, -(-tile.width // LABELS), tile.utterances)
+        self._hidden(grid, self._unit_threads, *_frames_of(tile))
 
     def scores(self, tile: Tile, logits: torch.Tensor) -> None:
         self._scores.rebind(1, logits)
-        self._scores(_grid(tile, self._cells_of_a_block), self._scoring_threads, *_where(tile))
+        self._scores(self._grid_of_cells(tile), self._scoring_threads, *_cells_of(tile))
 
     def conclude(self, target_lengths: torch.Tensor, options: Options):
         """As :func:`nemo_sampled_rnnt.loss.reduction.conclude`, in one launch instead of fifteen."""
@@ -126,27 +123,26 @@ class CudaCells:
 
     def gradient(self, tile: Tile, logits: torch.Tensor) -> None:
         self._gradient.rebind(2, logits)
-        self._gradient(_grid(tile, self._cells_of_a_block), THREADS, *_where(tile))
+        self._gradient(self._grid_of_cells(tile), THREADS, *_cells_of(tile))
 
     def reduce(self, tile: Tile, hidden_gradient: torch.Tensor) -> None:
-        frames, labels, utterances = _grid(tile, 1)
-        if self.needs.encoder:
-            self._encoder_gradient.rebind(2, hidden_gradient)
-            grid = (frames, 1, utterances)
-            self._encoder_gradient(grid, self._unit_threads, *_where(tile))
-        if self.needs.predictor:
-            self._predictor_gradient.rebind(2, hidden_gradient)
-            grid = (self._warps_of_units, labels, utterances)
-            self._predictor_gradient(grid, THREADS, *_where(tile))
+        frames = tile.frames if self.needs.encoder else 0
+        sums = frames + (tile.width if self.needs.predictor else 0)
+        self._projection_gradients.rebind(2, hidden_gradient)
+        self._projection_gradients((self._warps_of_units, sums, tile.utterances), THREADS, *_frames_of(tile), frames)
+
+    def _grid_of_cells(self, tile: Tile) -> tuple[int, int, int]:
+        return -(-tile.cells // self._cells_of_a_block), 1, 1
 
 
-def _grid(tile: Tile, labels: int) -> tuple[int, int, int]:
-    """Frames, groups of so many label positions, utterances; the largest of the tile."""
-    return tile.frames, -(-tile.width // labels), len(tile.segments)
-
-
-def _where(tile: Tile) -> tuple[int, int, int, int]:
+def _frames_of(tile: Tile) -> tuple[int, int, int, int]:
+    """First utterance, first and last frame, first cell."""
     return tile.first_utterance, tile.first_frame, tile.first_frame + tile.frames, tile.first_cell
+
+
+def _cells_of(tile: Tile) -> tuple[int, int, int, int]:
+    """First and last utterance, first cell, number of cells."""
+    return tile.first_utterance, tile.last_utterance, tile.first_cell, tile.cells
 
 
 def wide_rows(x: torch.Tensor) -> torch.Tensor:

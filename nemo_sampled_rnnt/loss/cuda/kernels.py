@@ -1,13 +1,13 @@
 """The kernels of the tiled engine.
 
-A tile is some utterances from ``first_utterance`` on, or the frames ``first_frame`` to ``last_frame`` of one. Blocks
-lie on a grid of its frames (x), groups of label positions (y) and utterances (z); the table
+A tile is some utterances from ``first_utterance`` on, or the frames ``first_frame`` to ``last_frame`` of one. The table
 
     utterances (B, 4)   frames, labels, first cell, first place
 
-says which of them are there. Hidden and logits of the tile's cells start at row 0 of their buffers, which is cell
-``first_cell`` of the batch. What is kept for the lattice (normaliser, arcs, alpha, beta) lies by anti-diagonals,
-(t, u) at place (t + u)(U + 1) + u, so that the cells that alpha_beta works on together are neighbours in memory.
+says where its cells are. Hidden and logits of the tile's cells start at row 0 of their buffers, which is cell
+``first_cell`` of the batch; kernels of the softmax take the cells as they lie there, whatever utterance they are of.
+What is kept for the lattice (normaliser, arcs, alpha, beta) lies by anti-diagonals, (t, u) at place
+(t + u)(U + 1) + u, so that the cells that alpha_beta works on together are neighbours in memory.
 Indices are 64-bit: 131,072 labels x 20,000 cells pass 2^31.
 
 Tensors arrive as pointers to their elements, the length of a row as a scalar. Rows of hidden, logits and weights are
@@ -103,7 +103,7 @@ def activations(activation: str, real) -> tuple:
 
 @cache
 def kernels(
-    kind: str, activation: str, dropout: bool, clamped: bool, wide: bool, native: bool = True
+    kind: str, activation: str, dropout: bool, clamped: bool, own: bool, wide: bool, native: bool = True
 ) -> SimpleNamespace:
     """The kernels of one storage type.
 
@@ -112,11 +112,12 @@ def kernels(
         activation: "relu", "tanh" or "sigmoid".
         dropout: whether units are dropped.
         clamped: whether the logits' gradients are.
+        own: each utterance has a candidate set, and so offsets, of its own.
         wide: candidate sets are large: a whole block works on a group of cells, not a warp.
         native: see :func:`octets`.
 
     Returns:
-        Python functions hidden, scores, alpha_beta, gradient, encoder_gradient, predictor_gradient, to be compiled.
+        Python functions hidden, scores, alpha_beta, gradient, projection_gradients, to be compiled.
     """
     real = float64 if kind == "float64" else float32  # what is computed in
     infinity = real(math.inf)  # typed: a bare constant would draw float32 comparisons into float64
@@ -128,6 +129,7 @@ def kernels(
     activate, slope = activations(activation, real)
     # Threads that work on a group of cells.
     scoring_team, team = (WIDE_THREADS, THREADS) if wide else (WARP, WARP)
+    cells_of_block = GROUP * THREADS // team
 
     def reducer(combine):
         if SIMULATED:
@@ -290,36 +292,66 @@ def kernels(
                         g[i] = real(1) if i == 0 else real(0)
                 store8(out, (row + u) * out_stride + first, g, 0)
 
+    @device
+    def utterance_of(utterances, first_utterance, last_utterance, cell):
+        """The one of these utterances that a cell of the batch belongs to."""
+        low, high = first_utterance, last_utterance - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            if utterances[4 * middle + 2] <= cell:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
     def scores(
         utterances, logits, offsets, targets, normaliser, by_blank, by_label,
-        first_utterance, first_frame, last_frame, first_cell, stride, groups, positions, blank,
+        first_utterance, last_utterance, first_cell, cells, stride, positions, blank,
     ):  # fmt: skip
-        """Block: groups of label positions of a frame. Team: a group. Thread: every so many octets of candidates.
+        """Block: consecutive cells. Team: a group of them. Thread: every so many octets of candidates.
 
         One pass: each thread keeps the largest score and the sum of exponentials relative to it. Writes the cells'
-        normaliser, and the probabilities of their arcs by blank and by label.
+        normaliser, and the probabilities of their arcs by blank and by label: a thread each.
         """
-        b, t = first_utterance + cuda.blockIdx.z, first_frame + cuda.blockIdx.x
         member = int64(cuda.threadIdx.x % scoring_team)
-        u = GROUP * ((int64(cuda.blockIdx.y) * cuda.blockDim.x + cuda.threadIdx.x) // scoring_team)
-        labels = utterances[4 * b + 1]
-        if t >= min(utterances[4 * b], last_frame) or u > labels:
+        first = GROUP * ((int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x) // scoring_team)
+        if first >= cells:
             return
-        first_row = (utterances[4 * b + 2] - first_cell + t * (labels + 1) + u) * stride
-        first_place = utterances[4 * b + 3] + (t + u) * (labels + 1) + u
-        first_offset = b * stride if groups > 1 else int64(0)
-        last = min(int64(GROUP - 1), labels - u)  # of the group that is there
+        first_row = first * stride
+        last = min(int64(GROUP - 1), cells - 1 - first)  # of the group that is there
         z = cuda.local.array(GROUP_OF_OCTETS, real)
         offset = cuda.local.array(OCTET, real)
+        offset_row = cuda.local.array(GROUP, int64)
         top = cuda.local.array(GROUP, real)
         mass = cuda.local.array(GROUP, real)
         for place in range(GROUP):
-            top[place], mass[place] = lowest, real(0)
-        for first in range(OCTET * member, stride, OCTET * scoring_team):
+            top[place], mass[place], offset_row[place] = lowest, real(0), int64(0)
+            if own:
+                cell = first_cell + first + min(int64(place), last)
+                offset_row[place] = stride * utterance_of(utterances, first_utterance, last_utterance, cell)
+
+        # What the arcs of this thread's cell need is on its way while the sums are made.
+        there, at_blank, at_label = int64(-1), real(0), real(0)
+        if member <= last:
+            cell, row = first_cell + first + member, first_row + member * stride
+            b = utterance_of(utterances, first_utterance, last_utterance, cell)
+            labels, offsets_here = utterances[4 * b + 1], b * stride if own else int64(0)
+            t = (cell - utterances[4 * b + 2]) // (labels + 1)
+            u = cell - utterances[4 * b + 2] - t * (labels + 1)
+            there = utterances[4 * b + 3] + (t + u) * (labels + 1) + u
+            at_blank = load1(logits, row + blank) + offsets[offsets_here + blank]
+            if u < labels:
+                label = targets[b * positions + u]
+                at_label = load1(logits, row + label) + offsets[offsets_here + label]
+
+        for octet in range(OCTET * member, stride, OCTET * scoring_team):
             for place in range(GROUP):  # one that is not there repeats the last
-                load8(logits, first_row + min(int64(place), last) * stride + first, z, OCTET * place)
-            load_sums(offsets, first_offset + first, offset, 0)
+                load8(logits, first_row + min(int64(place), last) * stride + octet, z, OCTET * place)
+            if not own:
+                load_sums(offsets, octet, offset, 0)
             for place in range(GROUP):
+                if own:
+                    load_sums(offsets, offset_row[place] + octet, offset, 0)
                 high = top[place]
                 for i in range(OCTET):
                     z[OCTET * place + i] += offset[i]
@@ -328,21 +360,20 @@ def kernels(
                 for i in range(OCTET):
                     total += exp_less(z[OCTET * place + i], shift)
                 top[place], mass[place] = high, total
+
+        my_high, my_total = real(0), real(1)
         for place in range(GROUP):
             high = largest_of_team(top[place], member)
             total = sum_of_team(mass[place] * exp(top[place] - high), member)
-            if member == place and place <= last:
-                here, there = first_row + place * stride, first_place + place * (labels + 2)
-                lse = high + (math.log(total) if total > 0 else total - infinity)
-                normaliser[there] = lse
-                log_blank = load1(logits, here + blank) + offsets[first_offset + blank] - lse
-                mantissa, exponent = number(log_blank)
-                by_blank[there] = stored(mantissa, exponent)
-                if u + place < labels:
-                    label = targets[b * positions + u + place]
-                    log_label = load1(logits, here + label) + offsets[first_offset + label] - lse
-                    mantissa, exponent = number(log_label)
-                    by_label[there] = stored(mantissa, exponent)
+            if member == place:
+                my_high, my_total = high, total
+        if there >= 0:
+            lse = my_high + (math.log(my_total) if my_total > 0 else my_total - infinity)
+            normaliser[there] = lse
+            mantissa, exponent = number(at_blank - lse)
+            by_blank[there] = stored(mantissa, exponent)
+            mantissa, exponent = number(at_label - lse)  # read of cells with a label only
+            by_label[there] = stored(mantissa, exponent)
 
     def alpha_beta(utterances, by_blank, by_label, alpha, beta, costs, first_utterance):
         """Block x: an utterance; y = 0 writes alpha and the cost, y = 1 beta. Thread: a label position.
@@ -412,89 +443,91 @@ def kernels(
 
     def gradient(
         utterances, hidden, logits, offsets, targets, normaliser, by_blank, by_label, alpha, beta, costs, weights,
-        first_utterance, first_frame, last_frame, first_cell, stride, groups, positions, blank,
-        emit, clamp, hidden_stride,
+        first_utterance, last_utterance, first_cell, cells, stride, positions, blank, emit, clamp, hidden_stride,
     ):  # fmt: skip
-        """Block, team and thread as in scores.
+        """Block, team and thread as in scores; the arcs of a cell: a thread.
 
         Overwrites the logits of the cells by their gradient; zeroes both logits and hidden of an utterance without
         a finite loss, since 0 x NaN would pass into the sums of others.
         """
-        b, t = first_utterance + cuda.blockIdx.z, first_frame + cuda.blockIdx.x
-        member = int64(cuda.threadIdx.x % team)
-        u = GROUP * ((int64(cuda.blockIdx.y) * cuda.blockDim.x + cuda.threadIdx.x) // team)
-        frames, labels = utterances[4 * b], utterances[4 * b + 1]
-        if t >= min(frames, last_frame) or u > labels:
-            return
-        row = utterances[4 * b + 2] - first_cell + t * (labels + 1) + u
-        first_place = utterances[4 * b + 3] + (t + u) * (labels + 1) + u
-        first_row, first_offset = row * stride, b * stride if groups > 1 else int64(0)
-        last = min(int64(GROUP - 1), labels - u)
-        likelihood, weight = -costs[b], weights[b]
-        z = cuda.local.array(GROUP_OF_OCTETS, real)
-        offset = cuda.local.array(OCTET, real)
-        occupancy = cuda.local.array(GROUP, real)
-        shift = cuda.local.array(GROUP, real)
-        at_blank = cuda.local.array(GROUP, real)
-        at_label = cuda.local.array(GROUP, real)
-        label = cuda.local.array(GROUP, int64)
-
-        if not abs(likelihood) < wide_infinity:
-            for i in range(OCTET):
-                z[i] = real(0)
-            for place in range(last + 1):
-                for first in range(OCTET * member, stride, OCTET * team):
-                    store8(logits, first_row + place * stride + first, z, 0)
-                for first in range(OCTET * member, hidden_stride, OCTET * team):
-                    store8(hidden, (row + place) * hidden_stride + first, z, 0)
-            return
-
-        mantissa, exponent = number(real(0))
-        one = stored(mantissa, exponent)
-        # Blank and label have an arc to subtract. The thread that overwrites their octets puts them right after.
-        mine = blank // OCTET % team == member
-        for place in range(GROUP):
-            occupancy[place], shift[place], label[place] = real(0), real(0), int64(-1)
-            there, here = first_place + place * (labels + 2), first_row + place * stride
-            if place <= last:
-                normalised_by = normaliser[there]
-                gamma_blank, gamma_label = real(0), real(0)
-                if t + 1 < frames or u + place == labels:
+        occupancies = cuda.shared.array(cells_of_block, real)  # NaN: no finite loss
+        shifts = cuda.shared.array(cells_of_block, real)
+        signs = cuda.shared.array(cells_of_block, real)
+        offset_rows = cuda.shared.array(cells_of_block, int64)
+        thread, member = int64(cuda.threadIdx.x), int64(cuda.threadIdx.x % team)
+        mine = int64(cuda.blockIdx.x) * cells_of_block + thread
+        label, at_blank, at_label = int64(-2), real(0), real(0)
+        if thread < cells_of_block and mine < cells:
+            cell, row = first_cell + mine, mine * stride
+            b = utterance_of(utterances, first_utterance, last_utterance, cell)
+            frames, labels = utterances[4 * b], utterances[4 * b + 1]
+            t = (cell - utterances[4 * b + 2]) // (labels + 1)
+            u = cell - utterances[4 * b + 2] - t * (labels + 1)
+            there, offsets_here = utterances[4 * b + 3] + (t + u) * (labels + 1) + u, b * stride if own else int64(0)
+            likelihood, weight = -costs[b], weights[b]
+            occupancies[thread], shifts[thread], offset_rows[thread] = real(math.nan), real(0), offsets_here
+            if abs(likelihood) < wide_infinity:
+                mantissa, exponent = number(real(0))
+                one, label = stored(mantissa, exponent), int64(-1)
+                score, shift = load1(logits, row + blank) + offsets[offsets_here + blank], normaliser[there]
+                label_score, gamma_blank, gamma_label = real(0), real(0), real(0)
+                if t + 1 < frames or u == labels:
                     after = beta[there + labels + 1] if t + 1 < frames else one
                     gamma_blank = posterior(alpha[there], by_blank[there], after, likelihood)
-                if u + place < labels:
-                    after = beta[there + labels + 2]
-                    arc = posterior(alpha[there], by_label[there], after, likelihood)
+                if u < labels:
+                    label = targets[b * positions + u]
+                    label_score = load1(logits, row + label) + offsets[offsets_here + label]
+                    arc = posterior(alpha[there], by_label[there], beta[there + labels + 2], likelihood)
                     gamma_label = arc * (real(1) + real(emit))
-                occ, shift[place] = gamma_blank + gamma_label, scaled(normalised_by)
-                occupancy[place] = occ if clamped else occ * weight
-                if mine:
-                    score = load1(logits, here + blank) + offsets[first_offset + blank]
-                    at_blank[place] = bounded(occ * exp(score - normalised_by) - gamma_blank, clamp) * weight
-                if u + place < labels:
-                    target = targets[b * positions + u + place]
-                    if target // OCTET % team == member:
-                        label[place] = target
-                        score = load1(logits, here + target) + offsets[first_offset + target]
-                        at_label[place] = bounded(occ * exp(score - normalised_by) - gamma_label, clamp) * weight
-        for first in range(OCTET * member, stride, OCTET * team):
+                occupancy = gamma_blank + gamma_label
+                occupancies[thread], shifts[thread] = occupancy if clamped else occupancy * weight, scaled(shift)
+                at_blank = bounded(occupancy * exp(score - shift) - gamma_blank, clamp) * weight
+                at_label = bounded(occupancy * exp(label_score - shift) - gamma_label, clamp) * weight
+            signs[thread] = weight
+        cuda.syncthreads()
+
+        first_of_team = GROUP * (thread // team)
+        first = int64(cuda.blockIdx.x) * cells_of_block + first_of_team
+        last = min(int64(GROUP - 1), cells - 1 - first)
+        z = cuda.local.array(GROUP_OF_OCTETS, real)
+        offset = cuda.local.array(OCTET, real)
+        occupancy_of = cuda.local.array(GROUP, real)
+        shift_of = cuda.local.array(GROUP, real)
+        weight_of = cuda.local.array(GROUP, real)
+        if last >= 0:
             for place in range(GROUP):
-                load8(logits, first_row + min(int64(place), last) * stride + first, z, OCTET * place)
-            load_sums(offsets, first_offset + first, offset, 0)
+                there = first_of_team + min(int64(place), last)
+                occupancy_of[place], shift_of[place] = occupancies[there], shifts[there]
+                weight_of[place] = signs[there]
+            for octet in range(OCTET * member, stride, OCTET * team):
+                for place in range(GROUP):
+                    load8(logits, (first + min(int64(place), last)) * stride + octet, z, OCTET * place)
+                if not own:
+                    load_sums(offsets, octet, offset, 0)
+                for place in range(GROUP):
+                    if own:
+                        there = first_of_team + min(int64(place), last)
+                        load_sums(offsets, offset_rows[there] + octet, offset, 0)
+                    for i in range(OCTET):
+                        j = OCTET * place + i
+                        z[j] = occupancy_of[place] * exp_less(z[j] + offset[i], shift_of[place])
+                        if clamped:
+                            z[j] = bounded(z[j], clamp) * weight_of[place]
+                    if place <= last:
+                        store8(logits, (first + place) * stride + octet, z, OCTET * place)
             for place in range(GROUP):
-                for i in range(OCTET):
-                    j = OCTET * place + i
-                    z[j] = bounded(occupancy[place] * exp_less(z[j] + offset[i], shift[place]), clamp)
-                    if clamped:
-                        z[j] *= weight
-                if place <= last:
-                    store8(logits, first_row + place * stride + first, z, OCTET * place)
-        for place in range(GROUP):
-            if place <= last:
-                if mine:
-                    store1(logits, first_row + place * stride + blank, at_blank[place])
-                if label[place] >= 0:
-                    store1(logits, first_row + place * stride + label[place], at_label[place])
+                if place <= last and occupancy_of[place] != occupancy_of[place]:
+                    for i in range(OCTET):
+                        z[i] = real(0)
+                    for octet in range(OCTET * member, stride, OCTET * team):
+                        store8(logits, (first + place) * stride + octet, z, 0)
+                    for octet in range(OCTET * member, hidden_stride, OCTET * team):
+                        store8(hidden, (first + place) * hidden_stride + octet, z, 0)
+        cuda.syncthreads()
+        if label > -2:
+            store1(logits, mine * stride + blank, at_blank)
+            if label >= 0:
+                store1(logits, mine * stride + label, at_label)
 
     @device
     def add_pulled_back(total, h, g, seed, b, t, u, first, threshold, scale):
@@ -503,44 +536,31 @@ def kernels(
             a = h[i] / real(scale) if dropout else h[i]
             total[i] += drop(g[i] * slope(a), seed, b, t, u, first + i, threshold, scale)
 
-    def encoder_gradient(
-        utterances, hidden, hidden_gradient, out, first_utterance, first_frame, last_frame, first_cell,
-        frames, hidden_stride, stride, seed, threshold, scale,
+    def projection_gradients(
+        utterances, hidden, hidden_gradient, encoder, predictor, first_utterance, first_frame, last_frame, first_cell,
+        encoder_rows, frames, positions, hidden_stride, stride, seed, threshold, scale,
     ):  # fmt: skip
-        """Block: a frame. Thread: every blockDim-th octet of units; sums over labels. Writes out (B frames, stride)."""
-        b, t = first_utterance + cuda.blockIdx.z, first_frame + cuda.blockIdx.x
-        if t >= min(utterances[4 * b], last_frame):
-            return
-        labels = utterances[4 * b + 1]
-        row = utterances[4 * b + 2] - first_cell + t * (labels + 1)
-        h = cuda.local.array(OCTET, real)
-        g = cuda.local.array(OCTET, real)
-        total = cuda.local.array(OCTET, real)
-        for octet in range(cuda.threadIdx.x, stride // OCTET, cuda.blockDim.x):
-            first = int64(OCTET * octet)
-            for i in range(OCTET):
-                total[i] = real(0)
-            for u in range(labels + 1):
-                load8(hidden, (row + u) * hidden_stride + first, h, 0)
-                load8(hidden_gradient, (row + u) * stride + first, g, 0)
-                add_pulled_back(total, h, g, seed, b, t, u, first, threshold, scale)
-            store_sums(out, (b * frames + t) * stride + first, total, 0)
+        """Block: a frame (y < encoder_rows) or a label position (after those), and a warp of octets (x).
 
-    def predictor_gradient(
-        utterances, hidden, hidden_gradient, out, first_utterance, first_frame, last_frame, first_cell,
-        positions, hidden_stride, stride, seed, threshold, scale,
-    ):  # fmt: skip
-        """Block: a label position (y) and a warp of octets (x). Warp: every WARPS-th of the tile's frames.
-
-        Adds to out (B positions, stride): the tiles of a cut utterance follow each other on one stream, so the sum
-        has one order.
+        Warp: every WARPS-th of the cells that are summed, the frame's or the label position's. Adds to encoder
+        (B frames, stride) and predictor (B positions, stride): the tiles of a cut utterance follow each other on one
+        stream, so the sum has one order.
         """
         partial = cuda.shared.array(BLOCK_OF_OCTETS, real)
-        b, u = first_utterance + cuda.blockIdx.z, int64(cuda.blockIdx.y)
-        labels, first_row = utterances[4 * b + 1], utterances[4 * b + 2] - first_cell
-        if u > labels:
+        b, labels = first_utterance + cuda.blockIdx.z, utterances[4 * (first_utterance + cuda.blockIdx.z) + 1]
+        last_frame = min(utterances[4 * b], last_frame)
+        of_frame = cuda.blockIdx.y < encoder_rows
+        t, u = first_frame, int64(0)
+        if of_frame:
+            t += cuda.blockIdx.y
+            count, step = labels + 1, int64(1)
+        else:
+            u += cuda.blockIdx.y - encoder_rows
+            count, step = last_frame - first_frame, labels + 1
+        if t >= last_frame or u > labels:
             return
         lane, warp = int64(cuda.threadIdx.x % WARP), int64(cuda.threadIdx.x // WARP)
+        first_row = utterances[4 * b + 2] - first_cell + t * (labels + 1) + u
         h = cuda.local.array(OCTET, real)
         g = cuda.local.array(OCTET, real)
         total = cuda.local.array(OCTET, real)
@@ -548,35 +568,34 @@ def kernels(
             total[i] = real(0)
         first = OCTET * (int64(cuda.blockIdx.x) * WARP + lane)
         if first < stride:
-            for t in range(first_frame + warp, min(utterances[4 * b], last_frame), WARPS):
-                row = first_row + t * (labels + 1) + u
-                load8(hidden, row * hidden_stride + first, h, 0)
-                load8(hidden_gradient, row * stride + first, g, 0)
-                add_pulled_back(total, h, g, seed, b, t, u, first, threshold, scale)
+            for n in range(warp, count, WARPS):
+                load8(hidden, (first_row + n * step) * hidden_stride + first, h, 0)
+                load8(hidden_gradient, (first_row + n * step) * stride + first, g, 0)
+                frame, label = (t, n) if of_frame else (t + n, u)
+                add_pulled_back(total, h, g, seed, b, frame, label, first, threshold, scale)
         for i in range(OCTET):
             partial[i * THREADS + cuda.threadIdx.x] = total[i]
         cuda.syncthreads()
         if warp == 0 and first < stride:
-            load_sums(out, (b * positions + u) * stride + first, total, 0)
+            out = encoder if of_frame else predictor
+            row = b * frames + t if of_frame else b * positions + u
+            load_sums(out, row * stride + first, total, 0)
             for other in range(WARPS):
                 for i in range(OCTET):
                     total[i] += partial[i * THREADS + other * WARP + lane]
-            store_sums(out, (b * positions + u) * stride + first, total, 0)
+            store_sums(out, row * stride + first, total, 0)
 
     return SimpleNamespace(
         hidden=hidden,
         scores=scores,
         alpha_beta=alpha_beta,
         gradient=gradient,
-        encoder_gradient=encoder_gradient,
-        predictor_gradient=predictor_gradient,
+        projection_gradients=projection_gradients,
     )
 
 
 @cache
-def compiled(
-    kind: str, activation: str, dropout: bool, clamped: bool, wide: bool, native: bool = True
-) -> SimpleNamespace:
+def compiled(*arguments) -> SimpleNamespace:
     """As :func:`kernels`, compiled at their first launch."""
-    built = vars(kernels(kind, activation, dropout, clamped, wide, native))
+    built = vars(kernels(*arguments))
     return SimpleNamespace(**{name: cuda.jit(function) for name, function in built.items()})
