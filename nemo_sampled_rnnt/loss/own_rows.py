@@ -29,7 +29,7 @@ class OwnRows:
             self._number_distinct_rows()
             rows = self._ids.numel()
         self._needs = needs
-        self._sums = self._sums_of(rows)
+        self._sums = self._sums_of(rows).zeroed()
         # The rows of a set, and their gradients.
         self.utterance_bytes = 2 * self.columns * (weight.shape[1] + ALIGNMENT) * dtype.itemsize
         self._gathered: tuple[Tile | None, torch.Tensor | None] = (None, None)
@@ -51,8 +51,7 @@ class OwnRows:
         keys, order = self._ids.flatten().sort()
         rank = torch.cat([keys.new_zeros(1), (keys[1:] != keys[:-1]).long().cumsum(0)])
         self._place = torch.empty_like(rank).scatter_(0, order, rank).view_as(self._ids)
-        # Spare places keep id 0 and a gradient of 0, which adds nothing to that row.
-        self._row_ids = torch.zeros_like(keys).scatter_(0, rank, keys)
+        self._row_ids = torch.full_like(keys, -1).scatter_(0, rank, keys)
 
     def _rows_of(self, tile: Tile) -> torch.Tensor:
         """(G, S, H) rows of the sets of a tile's utterances."""
@@ -82,4 +81,4 @@ class OwnRows:
                 total.index_add_(0, self._place[segment.utterance], product)
 
     def release(self) -> RowGradients:
-        return RowGradients(self._sums.weight, self._sums.bias, self._row_ids, self._total_rows)
+        return RowGradients(self._sums, self._sums.rows, self._row_ids, self._total_rows)

@@ -24,31 +24,38 @@ class ProductSums:
         weight: (rows, width), or None.
         bias: (rows,), or None.
         tensors: what holds them, one for both or one for each.
+        both: what holds both, or None.
     """
 
     def __init__(self, rows: int, width: int, like: torch.Tensor, weight: bool, bias: bool):
         dtype = accumulation_dtype(like.dtype)
-        self.weight = self.bias = self._both = None
+        self.weight = self.bias = self.both = None
+        self._begun = set()  # first of the rows that hold a product; others hold nothing yet
         if like.is_cuda and like.dtype != dtype and HAS_OUT_DTYPE and (weight or bias):
             # The bias gradient comes with the product, as one more column, without a pass of its own.
             columns = aligned(width) + ALIGNMENT if weight else ALIGNMENT
-            self._both = like.new_zeros(rows, columns, dtype=dtype)
-            self.weight = self._both[:, :width] if weight else None
-            self.bias = self._both[:, -ALIGNMENT] if bias else None
+            self.both = like.new_empty(rows, columns, dtype=dtype)
+            self.weight = self.both[:, :width] if weight else None
+            self.bias = self.both[:, -ALIGNMENT] if bias else None
         else:
             self.weight = like.new_zeros(rows, width, dtype=dtype) if weight else None
             self.bias = like.new_zeros(rows, dtype=dtype) if bias else None
-        held = (self.weight, self.bias) if self._both is None else (self._both,)
+        self.rows = rows
+        held = (self.weight, self.bias) if self.both is None else (self.both,)
         self.tensors = [tensor for tensor in held if tensor is not None]
+
+    def zeroed(self) -> ProductSums:
+        """These sums, before the first product: zeros, to which others may add."""
+        if self.both is not None:
+            self.both.zero_()
+        return self
 
     def set(self, gradient: torch.Tensor, hidden_and_one: torch.Tensor) -> None:
         """Forget what was summed, and begin with this product."""
-        if self._both is not None:
-            right = hidden_and_one[:, -self._both.shape[1] :]
-            torch.ops.aten.mm.dtype_out(gradient.T, right, self._both.dtype, out=self._both)
-            return
-        for total in self.tensors:
-            total.zero_()
+        self._begun.clear()
+        if self.both is None:
+            for total in self.tensors:
+                total.zero_()
         self.add(gradient, hidden_and_one)
 
     def add(self, gradient: torch.Tensor, hidden_and_one: torch.Tensor, rows: slice = slice(None)) -> None:
@@ -58,10 +65,14 @@ class ProductSums:
             gradient: (cells, rows), of the logits.
             hidden_and_one: (cells, more than width), its last ALIGNMENT columns a one and zeros.
         """
-        if self._both is not None:
-            total = self._both[rows]
+        if self.both is not None:
+            total = self.both[rows]
             right = hidden_and_one[:, -total.shape[1] :]
-            torch.ops.aten.addmm.dtype_out(total, gradient.T, right, total.dtype, out=total)
+            if rows.start in self._begun:
+                torch.ops.aten.addmm.dtype_out(total, gradient.T, right, total.dtype, out=total)
+            else:
+                torch.ops.aten.mm.dtype_out(gradient.T, right, total.dtype, out=total)
+                self._begun.add(rows.start)
             return
         total = self.bias if self.weight is None else self.weight
         if total is None:
@@ -83,24 +94,28 @@ class RowGradients:
     """Gradients of some rows of weight and bias, waiting for the factor that comes back from outside.
 
     Args:
-        weight, bias: (rows, H) and (rows,), or None.
-        row_ids: (rows,) int64, which rows they are; one that comes twice has a gradient of 0 but once. None: all.
+        sums: of the rows.
+        count: how many of the rows there are; those behind are padding.
+        row_ids: (count or more,) int64, which rows they are, each another one; -1 is of none. None: the first ones.
         total_rows: V + 1.
     """
 
-    def __init__(self, weight, bias, row_ids, total_rows: int):
-        self.weight, self.bias, self.row_ids, self.total_rows = weight, bias, row_ids, total_rows
+    def __init__(self, sums: ProductSums, count: int, row_ids, total_rows: int):
+        self.sums, self.count, self.row_ids, self.total_rows = sums, count, row_ids, total_rows
 
     def gradients(self, factor: torch.Tensor, weight_dtype, bias_dtype, keep: bool):
         """Gradients of the whole weight and bias, times ``factor``."""
-        return self._whole(self.weight, factor, weight_dtype, keep), self._whole(self.bias, factor, bias_dtype, keep)
+        return (
+            self._whole(self.sums.weight, factor, weight_dtype, keep),
+            self._whole(self.sums.bias, factor, bias_dtype, keep),
+        )
 
     def _whole(self, gradient, factor, dtype, keep: bool):
-        gradient = scaled(gradient, factor, dtype, keep)
+        gradient = scaled(None if gradient is None else gradient[: self.count], factor, dtype, keep)
         if gradient is None or self.row_ids is None:
             return gradient
-        whole = gradient.new_zeros(self.total_rows, *gradient.shape[1:])
-        return whole.index_add_(0, self.row_ids, gradient)
+        whole = gradient.new_zeros(self.total_rows + 1, *gradient.shape[1:])  # the last row: of none
+        return whole.index_copy_(0, self.row_ids[: self.count] % len(whole), gradient)[:-1]
 
 
 def scaled(gradient: torch.Tensor | None, factor: torch.Tensor, dtype: torch.dtype, keep: bool):

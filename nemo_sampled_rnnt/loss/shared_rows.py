@@ -42,9 +42,8 @@ class SharedRows:
             else:
                 self._rows = weight.to(dtype)
         else:
-            self._ids = problem.candidates.ids[0]
-            self.offsets = candidate_offsets(bias, problem, dtype)
-            self._rows = weight[self._ids].to(dtype)
+            self._ids, self._count = problem.candidates.ids[0], problem.candidate_count[0]
+            self._rows, self.offsets = candidate_rows(weight, bias, problem, dtype)
         self.columns, self.stride = len(self._rows), aligned(len(self._rows))
         body = self.columns // ALIGNMENT * ALIGNMENT
         parts = slice(0, body), slice(body, self.columns)
@@ -89,16 +88,34 @@ class SharedRows:
             self._sums.add(logits_gradient[:, part], hidden_and_one, part)
 
     def release(self) -> RowGradients:
-        weight, bias = self._sums.weight, self._sums.bias
-        if self._ids is None:
-            weight, bias = (None if x is None else x[: self._total_rows] for x in (weight, bias))
-        return RowGradients(weight, bias, self._ids, self._total_rows)
+        count = self._total_rows if self._ids is None else self._count
+        return RowGradients(self._sums, count, self._ids, self._total_rows)
+
+
+def candidate_rows(weight, bias, problem: Problem, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the one candidate set that a batch has: (S, H) rows of the weight, and (1, S) c_k - log q_k."""
+    ids, log_q = problem.candidates.ids, problem.candidates.log_q
+    if weight.is_cuda:
+        from nemo_sampled_rnnt.loss.cuda.weight_rows import gather, whole_octets
+
+        if whole_octets(weight):
+            rows = weight.new_empty(ids.shape[1], weight.shape[1], dtype=dtype)
+            offsets = weight.new_empty(ids.shape, dtype=accumulation_dtype(dtype))
+            gather(ids, log_q, weight, bias.contiguous(), rows, offsets)
+            return rows, offsets
+    return weight[ids[0]].to(dtype), candidate_offsets(bias, problem, dtype)
 
 
 def candidate_offsets(bias: torch.Tensor, problem: Problem, dtype: torch.dtype) -> torch.Tensor:
     """(G, S) c_k - log q_k of each candidate."""
-    candidates = problem.candidates
-    return bias.to(accumulation_dtype(dtype))[candidates.ids] - candidates.log_q.to(accumulation_dtype(dtype))
+    candidates, dtype = problem.candidates, accumulation_dtype(dtype)
+    if bias.is_cuda:
+        from nemo_sampled_rnnt.loss.cuda.weight_rows import gather
+
+        offsets = bias.new_empty(candidates.ids.shape, dtype=dtype)
+        gather(candidates.ids, candidates.log_q, bias[None], bias.contiguous(), None, offsets)
+        return offsets
+    return bias.to(dtype)[candidates.ids] - candidates.log_q.to(dtype)
 
 
 def _padded_offsets(bias: torch.Tensor, columns: int, dtype: torch.dtype) -> torch.Tensor:

@@ -287,15 +287,16 @@ class TiledLoss(torch.autograd.Function):
         if ctx.vector:
             weights = loss_gradient.to(accumulation_dtype(ctx.dtypes[0]))
             engine = visited(*ctx.saved_tensors, ctx.problem, ctx.make_cells, ctx.needs, weights)
-            gradients, factor, keep = Gradients(engine), weights.new_ones(()) / engine.scale, False
+            gradients, keep, upstream = Gradients(engine), False, weights.new_ones(())
+            divisor = upstream * engine.scale
         else:
             gradients, keep = ctx.gradients, _graph_is_kept()
             if gradients is None:
                 raise RuntimeError("backward a second time: pass retain_graph=True to the first backward")
-            factor = loss_gradient / ctx.divisor
+            upstream, divisor = loss_gradient, ctx.divisor
             if not keep:
                 ctx.gradients = None
-        return (*gradients.scaled(factor, ctx.dtypes, keep), None, None)
+        return (*gradients.over(upstream, divisor, ctx.dtypes, keep), None, None)
 
 
 class Gradients:
@@ -305,8 +306,19 @@ class Gradients:
         self.encoder, self.predictor = engine.cells.encoder_gradient, engine.cells.predictor_gradient
         self.rows = engine.rows.release()
 
-    def scaled(self, factor: torch.Tensor, dtypes, keep: bool):
-        """The four gradients times ``factor`` in their inputs' dtypes; in place unless they must be kept."""
+    def over(self, upstream: torch.Tensor, divisor: torch.Tensor, dtypes, keep: bool):
+        """The four gradients times upstream / divisor in their inputs' dtypes; in place unless they must be kept."""
+        sums = self.rows.sums
+        asked = (self.encoder, self.predictor, sums.weight, sums.bias)
+        if sums.both is not None and all(x is None or x.shape[-1] % ALIGNMENT == 0 for x in asked[:3]):
+            from nemo_sampled_rnnt.loss.cuda.weight_rows import deliver
+
+            return deliver(
+                self.encoder, self.predictor, sums.both, sums.weight is not None, self.rows.row_ids, self.rows.count,
+                self.rows.total_rows, upstream.float(), divisor.float(),
+                [None if x is None else dtype for x, dtype in zip(asked, dtypes, strict=True)],
+            )  # fmt: skip
+        factor = upstream / divisor
         weight, bias = self.rows.gradients(factor, dtypes[2], dtypes[3], keep)
         return (
             scaled(self.encoder, factor, dtypes[0], keep),

@@ -15,6 +15,7 @@ from truth import GARBAGE, LEAVES, assert_same, gradients_of, make_problem
 from nemo_sampled_rnnt import sampled_rnnt_loss
 from nemo_sampled_rnnt.loss.checks import survey
 from nemo_sampled_rnnt.loss.cuda.survey import survey as survey_by_kernel
+from nemo_sampled_rnnt.loss.cuda.weight_rows import deliver, gather
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 F64, F32, F16, BF16 = TOLERANCE
@@ -102,6 +103,41 @@ def run_nonfinite():
     assert_same((loss, gradients), want, 1e-10)
 
 
+def run_weight_rows():
+    """Rows into a candidate set and gradients out of the sums, as indexing does it."""
+    generator = torch.Generator().manual_seed(0)
+    V, H, N = 10, 16, 7
+    weight = torch.randn(V + 1, H, generator=generator)
+    bias = torch.randn(V + 1, generator=generator)
+    ids = torch.randperm(V + 1, generator=generator)[:N]
+    log_q = -torch.rand(N, generator=generator)
+    for of_weight, of_rows in ((F32, BF16), (F16, F16), (F64, F64)):
+        rows = torch.empty(N, H, dtype=of_rows)
+        offsets = torch.empty(N, dtype=F64 if of_rows == F64 else F32)
+        gather(ids, log_q, weight.to(of_weight), bias.to(of_weight), rows, offsets)
+        assert torch.equal(rows, weight[ids].to(of_weight).to(of_rows))
+        assert torch.equal(offsets, bias.to(of_weight).to(offsets.dtype)[ids] - log_q)
+    for dtypes in ((BF16, BF16, F32, F32), (F16, F32, F16, None), (None, BF16, None, F32), (BF16, None, F32, None)):
+        has_weight = dtypes[2] is not None
+        encoder, predictor = (
+            None if of is None else torch.randn(2, n, H, generator=generator)
+            for of, n in zip(dtypes, (5, 3), strict=False)
+        )
+        sums = torch.randn(N + 1, (H if has_weight else 0) + 8, generator=generator)
+        upstream, divisor = torch.tensor(3.0), torch.tensor(4.0)
+        places = ids.clone()
+        places[2] = -1  # a spare row
+        for row_ids, count in ((None, N), (places, N)):
+            got = deliver(encoder, predictor, sums, has_weight, row_ids, count, V + 1, upstream, divisor, dtypes)
+            whole = torch.zeros(V + 1, sums.shape[1])
+            kept = torch.arange(N) if row_ids is None else row_ids
+            whole[kept[kept >= 0]] = sums[:N][kept >= 0]
+            want = (encoder, predictor, whole[:, :H], whole[:, -8])
+            for gradient, true, dtype in zip(got, want, dtypes, strict=True):
+                assert (gradient is None) == (dtype is None)
+                assert gradient is None or torch.equal(gradient, (true * 0.75).to(dtype))
+
+
 def run_survey():
     """The kernel finds what the torch operations find: the same sets, in another order."""
     generator = torch.Generator().manual_seed(0)
@@ -162,6 +198,7 @@ def main():
         "layouts": run_layouts,
         "non-finite": run_nonfinite,
         "survey": run_survey,
+        "rows of the weight": run_weight_rows,
         "bad input": run_bad_input,
     }
     jobs |= {name: (job, ()) for name, job in others.items()}
