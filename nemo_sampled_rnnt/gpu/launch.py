@@ -165,6 +165,12 @@ if SIMULATED:
     def unpack_number(word):
         return np.array([word], np.int64).view(np.float32)[0], int(word) >> 32
 
+    def bits_of_single(x):
+        return np.array([x], np.float32).view(np.int32)[0]
+
+    def single_of_bits(word):
+        return np.array([word], np.int32).view(np.float32)[0]
+
     def bits_of_double(x):
         return np.array([x], np.float64).view(np.int64)[0]
 
@@ -255,6 +261,7 @@ else:
     def unpack_number(word):
         return libdevice.int_as_float(int32(word)), int32(word >> int64(32))
 
+    bits_of_single, single_of_bits = libdevice.float_as_int, libdevice.int_as_float
     bits_of_double, double_of_bits = libdevice.double_as_longlong, libdevice.longlong_as_double
 
     @device

@@ -6,6 +6,7 @@ import torch
 
 from . import distributions
 from .config import SampledSoftmax
+from .cuda import draws_by_kernels
 from .gumbel import draw_without_replacement
 
 
@@ -75,21 +76,44 @@ class NegativeSampler:
         Never waits for a GPU, but for moving the unigram weights there at the first draw.
         """
         self._check(targets, target_lengths, posteriors)
-        log_weights = self._log_weights(targets, posteriors)
         together = self.config.scope == "batch"
-        if together and len(log_weights) > 1:
-            # logarithm of the mean, less a constant, which weights of any scale may lack
-            log_weights = log_weights.logsumexp(dim=0, keepdim=True)
-        excluded = self._labels(targets, target_lengths, together)
         seed = torch.initial_seed() if self.config.seed is None else self.config.seed
-        generator = torch.Generator(device=targets.device).manual_seed(mixed_seed(seed, self.rank, self.draws))
-        ids, log_prob = draw_without_replacement(
-            log_weights, self.size, excluded, generator, inclusion=self.config.correction
-        )
+        seed = mixed_seed(seed, self.rank, self.draws)
+        draw = self._draw_by_kernels if draws_by_kernels(targets.device.type) else self._draw_by_torch
+        ids, log_prob = draw(targets, target_lengths, posteriors, together, seed)
         self.draws += 1
         if together:
             ids, log_prob = ids[0], None if log_prob is None else log_prob[0]
         return Negatives(ids, log_prob)
+
+    def _draw_by_kernels(self, targets, target_lengths, posteriors, together: bool, seed: int):
+        from .cuda.draw import draw_negatives  # imports numba
+
+        # everything comes, also what the distribution gives no mass
+        sampler = "uniform" if self.size == self.vocab_size else self.config.sampler
+        if sampler == "unigram":
+            self._fixed = self._fixed.to(targets.device)
+        return draw_negatives(
+            targets,
+            target_lengths,
+            self.size,
+            self.vocab_size,
+            seed,
+            together,
+            log_weights=self._fixed if sampler == "unigram" else None,
+            posteriors=posteriors if sampler == "ctc" else None,
+            floor=self.config.floor,
+            inclusion=self.config.correction,
+        )
+
+    def _draw_by_torch(self, targets, target_lengths, posteriors, together: bool, seed: int):
+        log_weights = self._log_weights(targets, posteriors)
+        if together and len(log_weights) > 1:
+            # logarithm of the mean, less a constant, which weights of any scale may lack
+            log_weights = log_weights.logsumexp(dim=0, keepdim=True)
+        excluded = self._labels(targets, target_lengths, together)
+        generator = torch.Generator(device=targets.device).manual_seed(seed)
+        return draw_without_replacement(log_weights, self.size, excluded, generator, inclusion=self.config.correction)
 
     def _log_weights(self, targets, posteriors) -> torch.Tensor:
         """(B, V) log-weights with the floor in them; (1, V) where the batch has one distribution and wants one."""
