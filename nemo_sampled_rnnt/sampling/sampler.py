@@ -89,9 +89,7 @@ class NegativeSampler:
     def _draw_by_kernels(self, targets, target_lengths, posteriors, together: bool, seed: int):
         from .cuda.draw import draw_negatives  # imports numba
 
-        # everything comes, also what the distribution gives no mass
-        sampler = "uniform" if self.size == self.vocab_size else self.config.sampler
-        if sampler == "unigram":
+        if self._fixed is not None:
             self._fixed = self._fixed.to(targets.device)
         return draw_negatives(
             targets,
@@ -100,8 +98,8 @@ class NegativeSampler:
             self.vocab_size,
             seed,
             together,
-            log_weights=self._fixed if sampler == "unigram" else None,
-            posteriors=posteriors if sampler == "ctc" else None,
+            log_weights=self._fixed if self.config.sampler == "unigram" else None,
+            posteriors=posteriors if self.config.sampler == "ctc" else None,
             floor=self.config.floor,
             inclusion=self.config.correction,
         )

@@ -14,7 +14,7 @@ def draw_types(label):
 
 
 for kernel, types in (
-    (totals_kernel, (real, real, int64)),
+    (totals_kernel, (Array(int64, 1, "C"), real, real, int64)),
     (draw_kernel, draw_types(int64)),
     (draw_kernel, draw_types(int32)),
 ):

@@ -49,11 +49,16 @@ def weights(log_weights, posteriors, floor: float, together: bool, batch: int, v
     if posteriors is None:
         return np.ones((groups, vocab_size))
     mass = np.maximum(np.asarray(posteriors, np.float64), 0)
-    total = mass.sum(1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = np.where(np.isfinite(total) & (total > 0), mass / total, 1 / vocab_size)
+        share = np.where(unusable(posteriors)[:, None], 1 / vocab_size, mass / mass.sum(1, keepdims=True))
     p = vocab_size * (1 - floor) * share + floor
     return p.mean(0, keepdims=True) if together else p
+
+
+def unusable(posteriors) -> np.ndarray:
+    """(B,) bool."""
+    total = np.maximum(np.asarray(posteriors, np.float64), 0).sum(1)
+    return ~(np.isfinite(total) & (total > 0))
 
 
 def excluded(targets, lengths, together: bool, vocab_size: int) -> np.ndarray:

@@ -37,11 +37,14 @@ def check(k, vocab_size, together=False, source="uniform", floor=0.0, sizes=None
         targets, lengths = targets.clamp(-1, vocab_size).int(), lengths.int()
     log_weights = torch.linspace(-9, 0, vocab_size) if source == "unigram" else None
     posteriors = posteriors if source == "ctc" else None
-    given = None if sizes is None else torch.tensor(sizes)
+    given, unusable = None if sizes is None else torch.tensor(sizes), torch.tensor([100])
     ids, log_q, got = draw._draw(
-        targets, lengths, k, vocab_size, SEED, together, log_weights, posteriors, floor, True, given
+        targets, lengths, k, vocab_size, SEED, together, log_weights, posteriors, floor, True, given, unusable
     )
+    without = 0 if posteriors is None else race.unusable(posteriors.numpy()).sum()
+    assert unusable.item() == 100 + without
     p = race.weights(log_weights, posteriors, floor, together, B, vocab_size)
+    p[np.array([k] * len(p) if sizes is None else sizes) >= vocab_size] = 1
     want = race.times(SEED, p, race.excluded(targets.tolist(), lengths, together, vocab_size))
     np.testing.assert_allclose(got[:, :vocab_size].numpy(), want, rtol=2e-6)
     assert got[:, vocab_size:].isposinf().all(), "padding to octets never arrives"
@@ -92,6 +95,7 @@ CASES = {
     "everything, whole octets": dict(k=24, vocab_size=24, together=True),
     "sizes": dict(k=9, vocab_size=23, sizes=[0, 9, 4]),
     "sizes, ctc": dict(k=23, vocab_size=23, sizes=[23, 1, 22], source="ctc", floor=0.1),
+    "sizes, some everything": dict(k=22, vocab_size=23, sizes=[23, 22, 3], source="ctc", change=nothing_but_labels),
     "sizes, batch scope": dict(k=9, vocab_size=23, sizes=[3], together=True),
     "fewer than k": dict(k=5, vocab_size=23, source="ctc", change=nothing_but_labels),
     "not finite": dict(k=5, vocab_size=23, source="ctc", floor=0.1, change=not_finite),

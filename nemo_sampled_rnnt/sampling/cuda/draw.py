@@ -34,6 +34,7 @@ def draw_negatives(
     floor: float = 0.0,
     inclusion: bool = True,
     sizes: torch.Tensor | None = None,
+    unusable: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Draw k labels without replacement in each group, its own labels excepted.
 
@@ -49,7 +50,9 @@ def draw_negatives(
             Without either: uniform.
         floor: share of the uniform distribution mixed into posteriors.
         inclusion: the probabilities are asked for.
-        sizes: (G,) int64 or int32, labels to draw in each group, from 0 to k; None: k in all.
+        sizes: (G,) int64 or int32, labels to draw in each group, from 0 to k; None: k in all. V or more means every
+            label, also those without mass: k must have room for them.
+        unusable: (1,) int64, to which the number of utterances that are drawn for uniformly is added.
     Returns:
         ids (G, k) int64, distinct, in an order that means nothing, -1 after them where fewer are to be or can be drawn;
         log_inclusion (G, k) float32, 0 where the id is -1; None where not asked for.
@@ -59,11 +62,14 @@ def draw_negatives(
     """
     with torch.cuda.device(targets.device) if targets.is_cuda else nullcontext():
         return _draw(
-            targets, target_lengths, k, vocab_size, seed, together, log_weights, posteriors, floor, inclusion, sizes
-        )[:2]
+            targets, target_lengths, k, vocab_size, seed, together, log_weights, posteriors, floor, inclusion, sizes,
+            unusable,
+        )[:2]  # fmt: skip
 
 
-def _draw(targets, lengths, k, vocabulary, seed, together, log_weights, posteriors, floor, inclusion, sizes):
+def _draw(
+    targets, lengths, k, vocabulary, seed, together, log_weights, posteriors, floor, inclusion, sizes, unusable=None
+):
     """ids, log_inclusion and times (G, V to whole octets)."""
     device, (batch, longest), lengths = targets.device, targets.shape, lengths.contiguous()
     groups = 1 if together else batch
@@ -80,7 +86,9 @@ def _draw(targets, lengths, k, vocabulary, seed, together, log_weights, posterio
     elif posteriors is not None:
         source, weights = POSTERIORS, posteriors.detach().float().contiguous()
         totals = torch.empty(batch, dtype=torch.float32, device=device)
-        BoundKernel(totals_kernel, [weights, totals], 0, (vocabulary,))((batch, 1, 1), THREADS)
+        if unusable is None:
+            unusable = torch.zeros(1, dtype=torch.int64, device=device)
+        BoundKernel(totals_kernel, [Atomic(unusable), weights, totals], 0, (vocabulary,))((batch, 1, 1), THREADS)
     # As many labels to a block as leave BLOCKS of them, in whole rounds of its threads.
     rounds = min(max(1, groups * stride // (THREADS * BLOCKS)), COUNTS // THREADS)
     stretch = rounds * THREADS

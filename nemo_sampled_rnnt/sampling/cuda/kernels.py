@@ -81,10 +81,11 @@ def running_sums(sums, thread, threads):
 
 
 @cuda.jit(**LIMITS)
-def totals_kernel(posteriors, totals, vocabulary):
+def totals_kernel(unusable, posteriors, totals, vocabulary):
     """Block: an utterance. Thread: every blockDim-th label.
 
-    Writes totals (B,), the mass of the posteriors; 0 where it is not finite: a draw is then uniform.
+    Writes totals (B,), the mass of the posteriors; 0 where it is not finite: a draw is then uniform. Adds to unusable
+    (1,) the utterances with a 0.
     """
     sums = cuda.shared.array(THREADS, float32)
     b, thread, threads = int64(cuda.blockIdx.x), int64(cuda.threadIdx.x), int64(cuda.blockDim.x)
@@ -105,7 +106,10 @@ def totals_kernel(posteriors, totals, vocabulary):
         cuda.syncthreads()
         distance //= 2
     if thread == 0:
-        totals[b] = sums[0] if sums[0] < NEVER else float32(0)
+        total = sums[0] if sums[0] < NEVER else float32(0)
+        totals[b] = total
+        if total == 0:
+            cuda.atomic.add(unusable, 0, 1)
 
 
 @device
@@ -187,6 +191,9 @@ def draw_kernel(
     group, thread, threads = int64(cuda.blockIdx.x), int64(cuda.threadIdx.x), int64(cuda.blockDim.x)
     first, last = (group, group + 1) if groups > 1 else (int64(0), batch)
     start = cuda.blockIdx.y * stretch
+    size = int64(sizes[group]) if sized else k
+    if size >= vocabulary:
+        source = UNIFORM  # everything comes, also what the distribution gives no mass
     arrange(
         times, weights, totals, targets, lengths, counts, group, first, last, start, min(start + stretch, stride),
         seed, source, floor, gain, longest, stride, vocabulary, thread, threads,
@@ -203,7 +210,7 @@ def draw_kernel(
         tickets[group] = 0
 
     begin, end = group * stride, (group + 1) * stride
-    size = min(max(int64(sizes[group]), int64(0)), k) if sized else k
+    size = min(max(size, int64(0)), k)
     bits, ties = int64(NEVER_BITS), int64(0)
     if size < vocabulary:
         bits, ties = select(times, begin, end, size, octet, counts, sums, chosen, thread, threads)
