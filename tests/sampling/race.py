@@ -17,8 +17,8 @@ def words(seed: int, groups: int, vocab_size: int, first_group: int = 0) -> np.n
 
 def exponential(word: np.ndarray) -> np.ndarray:
     """float32."""
-    near_0 = -np.log1p(-(word.astype(np.float32) * SCALE))
     with np.errstate(divide="ignore"):
+        near_0 = -np.log1p(-(word.astype(np.float32) * SCALE))
         return np.where(word < HALF, near_0, -np.log((~word).astype(np.float32) * SCALE))
 
 

@@ -56,8 +56,8 @@ def draw_negatives(
     Returns:
         ids (G, k) int64, distinct, in an order that means nothing, -1 after them where fewer are to be or can be drawn;
         log_inclusion (G, k) float32, 0 where the id is -1; None where not asked for.
-    Exact, as draw_without_replacement; times are float32, and of labels that arrive at the same time with the k-th
-    some are drawn and some not. A function of its arguments on one kind of device.
+    Exact, as draw_without_replacement, but for times that float32 makes equal: of those, a fixed few are
+    drawn. A function of its arguments on one kind of device.
     Memory: 4 G V bytes, e.g. 64 MiB for 16 utterances and V = 1,048,576.
     """
     with torch.cuda.device(targets.device) if targets.is_cuda else nullcontext():
@@ -71,7 +71,7 @@ def _draw(
     targets, lengths, k, vocabulary, seed, together, log_weights, posteriors, floor, inclusion, sizes, unusable=None
 ):
     """ids, log_inclusion and times (G, V to whole octets)."""
-    device, (batch, longest), lengths = targets.device, targets.shape, lengths.contiguous()
+    device, (batch, longest), lengths, floor = targets.device, targets.shape, lengths.contiguous(), float(floor)
     groups = 1 if together else batch
     stride = -(-vocabulary // OCTET) * OCTET
     times = torch.empty((groups, stride), dtype=torch.float32, device=device)
@@ -97,7 +97,7 @@ def _draw(
         [Atomic(tickets), ids, log_inclusion if inclusion else unused, times, weights, totals, targets.contiguous(),
          lengths, lengths if sizes is None else sizes.contiguous()],
         0,
-        (seed, float(floor), (1 - floor) * vocabulary, source, int(inclusion), int(sizes is not None), k, batch,
+        (seed, floor, (1 - floor) * vocabulary, source, int(inclusion), int(sizes is not None), k, batch,
          longest, groups, stretch, stride, vocabulary),
     )  # fmt: skip
     kernel((groups, -(-stride // stretch), 1), THREADS)

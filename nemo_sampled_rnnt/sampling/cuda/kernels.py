@@ -32,7 +32,7 @@ NEVER, LATEST = float32(math.inf), float32(3.4028234e38)  # LATEST: the largest 
 NEVER_BITS = 0x7F800000
 SCALE = float32(2.0**-64)
 HALF, ALL = np.uint64(2**63), np.uint64(2**64 - 1)
-COUNT_MASK = 2**32 - 1
+ALL_32 = 2**32 - 1
 LIMITS = {} if SIMULATED else {"launch_bounds": THREADS}  # else the compiler may give a thread too many registers
 
 load8 = octets("float32").load8
@@ -145,19 +145,18 @@ def select(times, begin, end, rank, octet, counts, sums, chosen, thread, threads
     Radix selection: positive floats are ordered as their bits are. Each lane counts in columns of its own, since most
     times share their first digit.
     """
-    bits, lane = int64(0), thread % LANES
+    lane, lowest = np.uint32(thread % LANES), np.uint32(0)  # lowest: bits that begin with the digits chosen so far
     for digit in range(DIGITS):
-        shift = BITS * (DIGITS - 1 - digit)
+        shift, farthest = np.uint32(BITS * (DIGITS - 1 - digit)), np.uint32(ALL_32 >> BITS * digit)
         for i in range(thread, COUNTS, threads):
             counts[i] = 0
         cuda.syncthreads()
         for place in range(begin + OCTET * thread, end, OCTET * threads):
             load8(times, place, octet, 0)
             for i in range(OCTET):
-                digits = bits_of_single(octet[i]) >> shift
-                if digits >> BITS == bits:
-                    # unsigned: no index from the end, which numba would look for
-                    cuda.atomic.add(counts, np.uint32((digits & (BINS - 1)) * LANES + lane), 1)
+                above = np.uint32(np.uint32(bits_of_single(octet[i])) - lowest)
+                if above <= farthest:
+                    cuda.atomic.add(counts, np.uint32((above >> shift) * np.uint32(LANES) + lane), 1)
         cuda.syncthreads()
         mine = int64(0)
         if thread < BINS:
@@ -169,8 +168,8 @@ def select(times, begin, end, rank, octet, counts, sums, chosen, thread, threads
         if before <= rank < sums[thread]:
             chosen[0], chosen[1] = thread, rank - before
         cuda.syncthreads()
-        bits, rank = bits << BITS | chosen[0], chosen[1]
-    return bits, rank
+        lowest, rank = np.uint32(lowest + (np.uint32(chosen[0]) << shift)), chosen[1]
+    return int64(lowest), rank
 
 
 @cuda.jit(**LIMITS)
@@ -227,7 +226,7 @@ def draw_kernel(
     sums[thread] = mine
     running_sums(sums, thread, threads)
     before = sums[thread] - mine
-    earlier, equal = before & COUNT_MASK, before >> 32
+    earlier, equal = before & ALL_32, before >> 32
     for place in range(begin + OCTET * thread, end, OCTET * threads):
         load8(times, place, octet, 0)
         for i in range(OCTET):
@@ -238,7 +237,7 @@ def draw_kernel(
                 earlier += 1
             elif time == tau:
                 equal += 1
-    drawn = (sums[threads - 1] & COUNT_MASK) + ties
+    drawn = (sums[threads - 1] & ALL_32) + ties
     cuda.syncthreads()
     for i in range(thread, k, threads):
         at, log_probability = group * k + i, float32(0)
