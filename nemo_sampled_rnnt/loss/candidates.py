@@ -9,7 +9,7 @@ for everybody, of all labels of the batch and one list of negatives. Without neg
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -33,6 +33,7 @@ class Candidates:
         count: (G,) int64, candidates in each set, on the device.
         blank: position of blank in a set.
         target: (B, U) int64, position of each target in its set.
+        durations: of TDT, column of the first duration's score, behind those of the set; else None.
     """
 
     ids: torch.Tensor | None
@@ -40,6 +41,7 @@ class Candidates:
     count: torch.Tensor | None
     blank: int
     target: torch.Tensor
+    durations: int | None = None
 
 
 def every_label(targets: torch.Tensor, vocabulary: int) -> Candidates:
@@ -104,3 +106,26 @@ def gather_candidates(
     log_q = torch.nn.functional.pad(log_q, (0, padding), value=torch.inf)
     log_q = torch.cat([log_q.new_zeros(len(log_q), 1), log_q], dim=1)
     return Candidates(ids=ids, log_q=log_q, count=count, blank=0, target=target)
+
+
+def with_durations(candidates: Candidates, vocabulary: int, durations: int) -> Candidates:
+    """The same sets, and behind them the rows of TDT's durations, which are computed for every cell.
+
+    They are no candidates: log_q takes them out of the softmax over labels and blank, as it does padding.
+
+    Args:
+        candidates: of labels and blank.
+        vocabulary: V; blank is row V of the weight.
+        durations: D; theirs are the rows behind it.
+    """
+    ids, log_q = candidates.ids, candidates.log_q
+    if ids is None:
+        return replace(candidates, durations=vocabulary + 1)
+    rows = vocabulary + 1 + torch.arange(aligned(durations), device=ids.device)
+    rows[durations:] = vocabulary  # padding repeats blank here too
+    return replace(
+        candidates,
+        ids=torch.cat([ids, rows.expand(len(ids), -1)], dim=1),
+        log_q=torch.nn.functional.pad(log_q, (0, len(rows)), value=torch.inf),
+        durations=ids.shape[1],
+    )

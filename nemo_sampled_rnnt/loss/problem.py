@@ -25,6 +25,9 @@ class Options:
     reduction: str | None = "mean_batch"
     workspace_mib: int = 256
     impl: str = "auto"
+    durations: tuple[int, ...] | None = None
+    sigma: float = 0.0
+    omega: float = 0.0
 
 
 @dataclass(frozen=True)
