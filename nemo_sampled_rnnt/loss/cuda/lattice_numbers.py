@@ -1,0 +1,191 @@
+"""The numbers of the lattice on the GPU, from e^0 down to e^-10000.
+
+In float32 a mantissa and an exponent of 2, which multiply and add in few steps and as exactly as float32 does; in
+float64 a logarithm, with an exponent of 0. In memory: a word of 64 bits.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from types import SimpleNamespace
+
+from numba import float32, float64, int32
+
+from nemo_sampled_rnnt.gpu.launch import (
+    NOTHING,
+    bits_of_double,
+    device,
+    double_of_bits,
+    exp_split,
+    normalised,
+    pack_number,
+    times_power_of_2,
+    unpack_number,
+)
+
+LOG_2 = float64(math.log(2))
+
+
+def word_of_one(kind: str) -> int:
+    """e^0 as it lies in memory, for the host."""
+    return 0 if kind == "float64" else 0x3F800000  # a logarithm of 0; a mantissa of 1.0 with an exponent of 0
+
+
+@cache
+def lattice_numbers(kind: str) -> SimpleNamespace:
+    """Device functions on numbers, a number being two values (mantissa, exponent).
+
+    Args:
+        kind: storage type of the logits; "float64" has logarithms, the others mantissas.
+
+    Returns:
+        number(log value), stored(number) -> word, loaded(word) -> number, log_of(number) float64;
+        sum_of_products(a, p, b, q) = a p + b q; posterior(alpha, arc, beta, log P), of words;
+        zero, zero_exponent: the number 0.
+        For TDT, whose sums are longer: weight(log value) -> one real value, loaded_weight(weight) -> number,
+        probability(weight, sigma) = weight e^sigma, weighted_sum(a, b, weight) = a + b weight, not normalised;
+        product(a, b) and settled(number), normalised.
+    """
+    real = float64 if kind == "float64" else float32
+    wide_infinity = float64(math.inf)
+    infinity = real(math.inf)
+    if kind == "float64":
+
+        @device
+        def number(log_value):
+            return log_value, int32(0)
+
+        @device
+        def stored(mantissa, exponent):
+            return bits_of_double(mantissa)
+
+        @device
+        def loaded(word):
+            return double_of_bits(word), int32(0)
+
+        @device
+        def sum_of_products(a, a_exponent, p, p_exponent, b, b_exponent, q, q_exponent):
+            high, low = a + p, b + q
+            if low > high:
+                high, low = low, high
+            if low == -infinity:
+                return high, int32(0)
+            return high + math.log1p(math.exp(low - high)), int32(0)
+
+        @device
+        def log_of(mantissa, exponent):
+            return mantissa
+
+        @device
+        def posterior(alpha, arc, beta, log_likelihood):
+            return math.exp(double_of_bits(alpha) + double_of_bits(arc) + double_of_bits(beta) - log_likelihood)
+
+        @device
+        def weight(log_value):
+            return log_value
+
+        @device
+        def loaded_weight(value):
+            return value, int32(0)
+
+        @device
+        def probability(w, sigma):
+            return math.exp(w + sigma)
+
+        @device
+        def weighted_sum(a, a_exponent, b, b_exponent, w):
+            return sum_of_products(a, a_exponent, real(0), int32(0), b, b_exponent, w, int32(0))
+
+        @device
+        def product(a, a_exponent, b, b_exponent):
+            return a + b, int32(0)
+
+        @device
+        def settled(a, a_exponent):
+            return a, int32(0)
+
+        zero, zero_exponent = -infinity, int32(0)
+    else:
+        least = real(-80.0)  # e^-80 stands for what is less: the weight has to stay a normal float32
+
+        @device
+        def number(log_value):
+            return exp_split(log_value)
+
+        @device
+        def stored(mantissa, exponent):
+            return pack_number(mantissa, exponent)
+
+        @device
+        def loaded(word):
+            return unpack_number(word)
+
+        @device
+        def sum_of_products(a, a_exponent, p, p_exponent, b, b_exponent, q, q_exponent):
+            """a p + b q."""
+            first, second = a_exponent + p_exponent, b_exponent + q_exponent
+            exponent = max(first, second)
+            total = times_power_of_2(a * p, first - exponent) + times_power_of_2(b * q, second - exponent)
+            return normalised(total, exponent)
+
+        @device
+        def log_of(mantissa, exponent):
+            if mantissa == 0:
+                return -wide_infinity
+            return float64(exponent) * LOG_2 + float64(math.log(mantissa))
+
+        @device
+        def posterior(alpha, arc, beta, log_likelihood):
+            """alpha arc beta / P."""
+            a, a_exponent = unpack_number(alpha)
+            p, p_exponent = unpack_number(arc)
+            b, b_exponent = unpack_number(beta)
+            whole = math.floor(log_likelihood / LOG_2)
+            rest = math.exp(real(whole * LOG_2 - log_likelihood))
+            return times_power_of_2(a * p * b * rest, a_exponent + p_exponent + b_exponent - int32(whole))
+
+        @device
+        def weight(log_value):
+            return math.exp(log_value if log_value > least or log_value != log_value else least)
+
+        @device
+        def loaded_weight(value):
+            return normalised(value, int32(0))
+
+        @device
+        def probability(w, sigma):
+            return w * math.exp(real(sigma))
+
+        @device
+        def weighted_sum(a, a_exponent, b, b_exponent, w):
+            exponent = max(a_exponent, b_exponent)
+            total = times_power_of_2(a, a_exponent - exponent)
+            return total + times_power_of_2(b * w, b_exponent - exponent), exponent
+
+        @device
+        def product(a, a_exponent, b, b_exponent):
+            return normalised(a * b, a_exponent + b_exponent)
+
+        @device
+        def settled(a, a_exponent):
+            return normalised(a, a_exponent)
+
+        zero, zero_exponent = real(0), int32(NOTHING)
+
+    return SimpleNamespace(
+        number=number,
+        stored=stored,
+        loaded=loaded,
+        log_of=log_of,
+        sum_of_products=sum_of_products,
+        posterior=posterior,
+        zero=zero,
+        zero_exponent=zero_exponent,
+        weight=weight,
+        loaded_weight=loaded_weight,
+        probability=probability,
+        weighted_sum=weighted_sum,
+        product=product,
+        settled=settled,
+    )
