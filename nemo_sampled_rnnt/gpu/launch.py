@@ -181,6 +181,8 @@ if SIMULATED:
         """mantissa x 2^exponent, for exponents that float32 has; 0 below."""
         return math.ldexp(mantissa, int(exponent)) if exponent > -127 else mantissa * 0.0
 
+    shrunk = times_power_of_2
+
     def normalised(mantissa, exponent):
         """The same number with a mantissa in [1, 2); (0, NOTHING) for 0."""
         if not mantissa > 0:
@@ -267,16 +269,22 @@ else:
     @device
     def times_power_of_2(mantissa, exponent):
         """mantissa x 2^exponent, for exponents that float32 has; 0 below."""
-        within = min(max(exponent + int32(127), int32(0)), int32(254))
-        return mantissa * libdevice.int_as_float(within << int32(23))
+        within = min(max(int32(exponent + int32(127)), int32(0)), int32(254))
+        return mantissa * libdevice.int_as_float(int32(within << int32(23)))
+
+    @device
+    def shrunk(mantissa, exponent):
+        """The same, for exponents not above 0."""
+        within = max(int32(exponent + int32(127)), int32(0))
+        return mantissa * libdevice.int_as_float(int32(within << int32(23)))
 
     @device
     def normalised(mantissa, exponent):
         """The same number with a mantissa in [1, 2); (0, NOTHING) for 0."""
         bits = libdevice.float_as_int(mantissa)
-        shift = (bits >> int32(23)) - int32(127)
-        within = libdevice.int_as_float((bits & int32(0x007FFFFF)) | int32(0x3F800000))
-        return (within, exponent + shift) if mantissa > 0 else (mantissa, int32(NOTHING))
+        shift = int32((bits >> int32(23)) - int32(127))
+        within = libdevice.int_as_float(int32((bits & int32(0x007FFFFF)) | int32(0x3F800000)))
+        return (within, int32(exponent + shift)) if mantissa > 0 else (mantissa, int32(NOTHING))
 
     def reduce_by_shuffles(combine, real, members: int):
         """A device function (value, member) -> the combined value of a team, the same in every member.

@@ -33,7 +33,7 @@ class Candidates:
         count: (G,) int64, candidates in each set, on the device.
         blank: position of blank in a set.
         target: (B, U) int64, position of each target in its set.
-        durations: of TDT, column of the first duration's score, behind those of the set; else None.
+        durations: position of TDT's first duration; else None.
     """
 
     ids: torch.Tensor | None
@@ -108,8 +108,8 @@ def gather_candidates(
     return Candidates(ids=ids, log_q=log_q, count=count, blank=0, target=target)
 
 
-def with_durations(candidates: Candidates, vocabulary: int, durations: int) -> Candidates:
-    """The same sets, and behind them the rows of TDT's durations, which are computed for every cell.
+def with_durations(candidates: Candidates, vocabulary: int, durations: int, columns: int) -> Candidates:
+    """The same sets, and in them, right behind blank, the rows of TDT's durations, which every cell needs.
 
     They are no candidates: log_q takes them out of the softmax over labels and blank, as it does padding.
 
@@ -117,15 +117,21 @@ def with_durations(candidates: Candidates, vocabulary: int, durations: int) -> C
         candidates: of labels and blank.
         vocabulary: V; blank is row V of the weight.
         durations: D; theirs are the rows behind it.
+        columns: of the new sets, padding included.
     """
     ids, log_q = candidates.ids, candidates.log_q
     if ids is None:
         return replace(candidates, durations=vocabulary + 1)
-    rows = vocabulary + 1 + torch.arange(aligned(durations), device=ids.device)
-    rows[durations:] = vocabulary  # padding repeats blank here too
+    rows = torch.arange(vocabulary + 1, vocabulary + 1 + durations, device=ids.device)
+
+    def insert(kept, new, padding):
+        kept = torch.cat([kept[:, :1], new.expand(len(kept), -1), kept[:, 1:]], dim=1)
+        return torch.nn.functional.pad(kept, (0, columns - kept.shape[1]), value=padding)  # a negative size crops
+
     return replace(
         candidates,
-        ids=torch.cat([ids, rows.expand(len(ids), -1)], dim=1),
-        log_q=torch.nn.functional.pad(log_q, (0, len(rows)), value=torch.inf),
-        durations=ids.shape[1],
+        ids=insert(ids, rows, vocabulary),
+        log_q=insert(log_q, log_q.new_full((durations,), torch.inf), torch.inf),
+        target=candidates.target + durations,
+        durations=1,
     )

@@ -202,7 +202,7 @@ def make_problem(
         ids, log_q = candidates.ids[:, :largest], candidates.log_q[:, :largest]
         candidates = replace(candidates, ids=ids, log_q=log_q)
     if durations:
-        candidates = with_durations(candidates, vocabulary, durations)
+        candidates = with_durations(candidates, vocabulary, durations, aligned(max(count) + durations))
     return Problem(
         lattice=Lattice(frames, labels),
         candidates=candidates,

@@ -37,7 +37,8 @@ class Problem:
     Attributes:
         lattice: frames and labels of each utterance.
         candidates: who is in the softmax.
-        candidate_count: size of each set, on the host (one entry in the batch scope and without sampling).
+        candidate_count: size of each set, on the host (one entry in the batch scope and without sampling), without
+            TDT's durations.
         target_lengths: (B,) int64 on the device.
         options: the scalar arguments.
         seed: of the dropout mask.
@@ -62,8 +63,9 @@ class Problem:
         """Row of the candidate tables that holds this utterance's set."""
         return utterance if self.per_utterance else 0
 
-    def count(self, utterance: int) -> int:
-        return self.candidate_count[self.group(utterance)]
+    def rows(self, group: int) -> int:
+        """Rows of the weight in a set: its candidates, and TDT's durations."""
+        return self.candidate_count[group] + len(self.options.durations or ())
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

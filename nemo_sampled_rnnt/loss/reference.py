@@ -45,7 +45,7 @@ def utterance_loss(encoder, predictor, weight, bias, problem: Problem, b: int) -
     """() loss of utterance b; encoder (T, H) and predictor (U+1, H) may be longer than the utterance."""
     options, candidates = problem.options, problem.candidates
     frames, labels = problem.lattice.frames[b], problem.lattice.labels[b]
-    group, count = problem.group(b), problem.count(b)
+    group = problem.group(b)
     dtype = encoder.dtype
 
     hidden = activate(encoder[:frames, None] + predictor[None, : labels + 1].to(dtype), options.activation)
@@ -54,16 +54,14 @@ def utterance_loss(encoder, predictor, weight, bias, problem: Problem, b: int) -
         kept = keep_mask(problem.seed, b, t, u, hidden.shape[-1], options.dropout)
         hidden = torch.where(kept, hidden / (1 - options.dropout), 0)
 
-    durations = len(options.durations or ())
     if candidates.ids is None:
         rows, offsets = weight, bias
     else:
-        ids = candidates.ids[group, :count]
-        if durations:
-            ids = torch.cat([ids, candidates.ids[group, candidates.durations :][:durations]])
+        ids = candidates.ids[group, : problem.rows(group)]
         rows, offsets = weight[ids], bias[ids]
     scores = torch.nn.functional.linear(hidden, rows.to(dtype)).to(accumulation_dtype(dtype)) + offsets
-    scores = scores.split([count, durations], dim=-1)
+    first = candidates.durations or 0
+    scores = scores, scores[..., first : first + len(options.durations or ())]
     target = candidates.target[b, :labels]
 
     def loss_of(scores, duration_scores):
@@ -78,7 +76,7 @@ def utterance_loss(encoder, predictor, weight, bias, problem: Problem, b: int) -
 def transducer_loss(scores, duration_scores, target, blank: int, log_q, options) -> torch.Tensor:
     """() loss of one utterance from its scores (T, U+1, S), standard; with FastEmit as NeMo has it.
 
-    Those of durations are (T, U+1, D), with D = 0 for plain RNN-T.
+    Those of durations are (T, U+1, D), D = 0 for plain RNN-T. They are among the S, where log q = inf leaves them out.
     """
     normaliser = (scores if log_q is None else scores - log_q).logsumexp(dim=-1)
     log_blank = scores[..., blank] - normaliser  # (T, U+1)
@@ -125,8 +123,14 @@ def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
 
 
 def _log_q(problem: Problem, group: int, scores: torch.Tensor) -> torch.Tensor | None:
-    log_q = problem.candidates.log_q
-    return None if log_q is None else log_q[group, : scores.shape[-1]].to(scores.dtype)
+    candidates = problem.candidates
+    if candidates.log_q is not None:
+        return candidates.log_q[group, : scores.shape[-1]].to(scores.dtype)
+    if candidates.durations is None:
+        return None
+    log_q = scores.new_zeros(scores.shape[-1])
+    log_q[candidates.durations :] = torch.inf
+    return log_q
 
 
 class _ClampedGradient(torch.autograd.Function):

@@ -43,7 +43,7 @@ class SharedRows:
             else:
                 self._rows = weight.to(dtype)
         else:
-            self._ids, self._count = problem.candidates.ids[0], problem.candidate_count[0]
+            self._ids, self._count = problem.candidates.ids[0], problem.rows(0)
             self._rows, self.offsets = candidate_rows(weight, bias, problem, dtype)
         self.columns, self.stride = len(self._rows), aligned(len(self._rows))
         body = self.columns // ALIGNMENT * ALIGNMENT

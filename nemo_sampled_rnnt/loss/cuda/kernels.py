@@ -33,8 +33,8 @@ from nemo_sampled_rnnt.gpu.launch import (
     reduce_by_shuffles,
 )
 from nemo_sampled_rnnt.gpu.octets import OCTET, octets
-from nemo_sampled_rnnt.loss.cuda.lattice_numbers import lattice_numbers
 from nemo_sampled_rnnt.loss import dropout as counter
+from nemo_sampled_rnnt.loss.cuda.lattice_numbers import lattice_numbers
 
 WARP = 4 if SIMULATED else 32
 WARPS = 2 if SIMULATED else 8  # of a block

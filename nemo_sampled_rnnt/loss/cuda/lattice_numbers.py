@@ -1,7 +1,8 @@
 """The numbers of the lattice on the GPU, from e^0 down to e^-10000.
 
 In float32 a mantissa and an exponent of 2, which multiply and add in few steps and as exactly as float32 does; in
-float64 a logarithm, with an exponent of 0. In memory: a word of 64 bits.
+float64 a logarithm, with an exponent of 0. In memory: a word of 64 bits. numba adds two int32 to an int64, which takes
+a GPU several instructions; hence the many ``int32``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from nemo_sampled_rnnt.gpu.launch import (
     exp_split,
     normalised,
     pack_number,
+    shrunk,
     times_power_of_2,
     unpack_number,
 )
@@ -43,9 +45,7 @@ def lattice_numbers(kind: str) -> SimpleNamespace:
         number(log value), stored(number) -> word, loaded(word) -> number, log_of(number) float64;
         sum_of_products(a, p, b, q) = a p + b q; posterior(alpha, arc, beta, log P), of words;
         zero, zero_exponent: the number 0.
-        For TDT, whose sums are longer: weight(log value) -> one real value, loaded_weight(weight) -> number,
-        probability(weight, sigma) = weight e^sigma, weighted_sum(a, b, weight) = a + b weight, not normalised;
-        product(a, b) and settled(number), normalised.
+        For longer sums: added(a, b, q) = a + b q, not normalised; product(a, b) and settled(number), normalised.
     """
     real = float64 if kind == "float64" else float32
     wide_infinity = float64(math.inf)
@@ -82,20 +82,8 @@ def lattice_numbers(kind: str) -> SimpleNamespace:
             return math.exp(double_of_bits(alpha) + double_of_bits(arc) + double_of_bits(beta) - log_likelihood)
 
         @device
-        def weight(log_value):
-            return log_value
-
-        @device
-        def loaded_weight(value):
-            return value, int32(0)
-
-        @device
-        def probability(w, sigma):
-            return math.exp(w + sigma)
-
-        @device
-        def weighted_sum(a, a_exponent, b, b_exponent, w):
-            return sum_of_products(a, a_exponent, real(0), int32(0), b, b_exponent, w, int32(0))
+        def added(a, a_exponent, b, b_exponent, q, q_exponent):
+            return sum_of_products(a, a_exponent, real(0), int32(0), b, b_exponent, q, q_exponent)
 
         @device
         def product(a, a_exponent, b, b_exponent):
@@ -107,8 +95,6 @@ def lattice_numbers(kind: str) -> SimpleNamespace:
 
         zero, zero_exponent = -infinity, int32(0)
     else:
-        least = real(-80.0)  # e^-80 stands for what is less: the weight has to stay a normal float32
-
         @device
         def number(log_value):
             return exp_split(log_value)
@@ -124,9 +110,9 @@ def lattice_numbers(kind: str) -> SimpleNamespace:
         @device
         def sum_of_products(a, a_exponent, p, p_exponent, b, b_exponent, q, q_exponent):
             """a p + b q."""
-            first, second = a_exponent + p_exponent, b_exponent + q_exponent
+            first, second = int32(a_exponent + p_exponent), int32(b_exponent + q_exponent)
             exponent = max(first, second)
-            total = times_power_of_2(a * p, first - exponent) + times_power_of_2(b * q, second - exponent)
+            total = shrunk(a * p, int32(first - exponent)) + shrunk(b * q, int32(second - exponent))
             return normalised(total, exponent)
 
         @device
@@ -146,26 +132,14 @@ def lattice_numbers(kind: str) -> SimpleNamespace:
             return times_power_of_2(a * p * b * rest, a_exponent + p_exponent + b_exponent - int32(whole))
 
         @device
-        def weight(log_value):
-            return math.exp(log_value if log_value > least or log_value != log_value else least)
-
-        @device
-        def loaded_weight(value):
-            return normalised(value, int32(0))
-
-        @device
-        def probability(w, sigma):
-            return w * math.exp(real(sigma))
-
-        @device
-        def weighted_sum(a, a_exponent, b, b_exponent, w):
-            exponent = max(a_exponent, b_exponent)
-            total = times_power_of_2(a, a_exponent - exponent)
-            return total + times_power_of_2(b * w, b_exponent - exponent), exponent
+        def added(a, a_exponent, b, b_exponent, q, q_exponent):
+            second = int32(b_exponent + q_exponent)
+            exponent = max(int32(a_exponent), second)
+            return shrunk(a, int32(a_exponent - exponent)) + shrunk(b * q, int32(second - exponent)), exponent
 
         @device
         def product(a, a_exponent, b, b_exponent):
-            return normalised(a * b, a_exponent + b_exponent)
+            return normalised(a * b, int32(a_exponent + b_exponent))
 
         @device
         def settled(a, a_exponent):
@@ -182,10 +156,7 @@ def lattice_numbers(kind: str) -> SimpleNamespace:
         posterior=posterior,
         zero=zero,
         zero_exponent=zero_exponent,
-        weight=weight,
-        loaded_weight=loaded_weight,
-        probability=probability,
-        weighted_sum=weighted_sum,
+        added=added,
         product=product,
         settled=settled,
     )

@@ -27,7 +27,7 @@ class TdtCudaCells(CudaCells):
         native = SIMULATED or torch.cuda.get_device_capability(encoder.device) >= (8, 0)
         kernels = compiled(str(encoder.dtype).removeprefix("torch."), durations, native)
         # Weight of each duration in the lattice, then gradient of its logit.
-        kept = torch.empty(len(durations) * places, dtype=self._real, device=encoder.device)
+        kept = torch.empty(len(durations) * places, dtype=torch.int64, device=encoder.device)
         lattice = [utterances, *self.arcs, kept, *self.alpha_and_beta, self.costs]
         self._duration_scores = BoundKernel(
             kernels.duration_scores,

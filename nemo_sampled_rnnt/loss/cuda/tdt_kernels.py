@@ -8,7 +8,7 @@ lies beyond the last frame: a path ends by a blank. Label and blank softmax and 
 RNN-T's kernels: duration columns have the offset -inf there. For the gradient, `posteriors` turns b and y into what
 paths through the two arcs of a cell weigh together, and w_d into the gradient of the duration's logit.
 
-``weights`` (D, places) holds w_d, a duration after the other: neighbours on an anti-diagonal are neighbours in memory.
+``weights`` (D, places) holds w_d in words, a duration after the other: neighbours on an anti-diagonal are so in memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 from numba import cuda, float32, float64, int32, int64
 
-from nemo_sampled_rnnt.gpu.launch import SIMULATED
+from nemo_sampled_rnnt.gpu.launch import SIMULATED, device
 from nemo_sampled_rnnt.gpu.octets import octets
 from nemo_sampled_rnnt.loss.cuda.lattice_numbers import lattice_numbers
 
@@ -27,7 +27,7 @@ CELL_THREADS = 4 if SIMULATED else 64  # of a block that works on label position
 TDT_LATTICE_THREADS = 4 if SIMULATED else 256  # each may then have all the registers there are
 DIAGONAL = TDT_LATTICE_THREADS + 1
 TWO_DIAGONALS = 2 * DIAGONAL
-AHEAD = 4  # diagonals whose arcs are on their way
+AHEAD = 4  # diagonals whose arcs are on their way; alpha_beta spells them out
 
 
 @cache
@@ -49,8 +49,7 @@ def tdt_kernels(kind: str, durations: tuple[int, ...], native: bool = True) -> S
     numbers = lattice_numbers(kind)
     number, stored, loaded, log_of = numbers.number, numbers.stored, numbers.loaded, numbers.log_of
     sum_of_products, posterior, product = numbers.sum_of_products, numbers.posterior, numbers.product
-    weight, loaded_weight, probability = numbers.weight, numbers.loaded_weight, numbers.probability
-    weighted_sum, settled = numbers.weighted_sum, numbers.settled
+    added, settled = numbers.added, numbers.settled
     zero, zero_exponent = numbers.zero, numbers.zero_exponent
     count, longest = len(durations), durations[-1]
     history, weights_ahead = longest + 1, AHEAD * count
@@ -77,7 +76,110 @@ def tdt_kernels(kind: str, durations: tuple[int, ...], native: bool = True) -> S
             total += math.exp(z[i] - high)
         lse = high + math.log(total) + real(sigma)
         for i in range(count):
-            weights[i * places + there] = weight(z[i] - lse)
+            mantissa, exponent = number(z[i] - lse)
+            weights[i * places + there] = stored(mantissa, exponent)
+
+    @device
+    def edge(here, passed, down, alpha, by_label, weights, places):
+        """What arrives by label from the last cells of the panel before, whose frames are ``down`` apart."""
+        side, side_exponent = zero, zero_exponent
+        for i in range(count):
+            if passed >= durations[i]:
+                before = here - durations[i] * down
+                a, a_exponent = loaded(alpha[before])
+                q, q_exponent = loaded(by_label[before])
+                a, a_exponent = product(a, a_exponent, q, q_exponent)
+                w, w_exponent = loaded(weights[i * places + before])
+                side, side_exponent = added(side, side_exponent, a, a_exponent, w, w_exponent)
+        return settled(side, side_exponent)
+
+    @device
+    def push(place, p, p_exponent, q, q_exponent, weight_ahead, straight, straight_exponent, across, across_exponent):
+        """Add the arcs of a cell to what will arrive, p by blank and q by label; what does so in its own frame."""
+        for i in range(count):
+            d = durations[i]
+            w, w_exponent = loaded(weight_ahead[place * count + i])
+            across[d], across_exponent[d] = added(across[d], across_exponent[d], q, q_exponent, w, w_exponent)
+            if d > 0:
+                mass, exponent = added(straight[d], straight_exponent[d], p, p_exponent, w, w_exponent)
+                straight[d], straight_exponent[d] = mass, exponent
+        told, told_exponent = settled(across[0], across_exponent[0])
+        for k in range(longest):
+            straight[k], straight_exponent[k] = straight[k + 1], straight_exponent[k + 1]
+            across[k], across_exponent[k] = across[k + 1], across_exponent[k + 1]
+        straight[longest], straight_exponent[longest] = zero, zero_exponent
+        across[longest], across_exponent[longest] = zero, zero_exponent
+        return told, told_exponent
+
+    @device
+    def gather(place, p, p_exponent, q, q_exponent, weight_ahead, straight, straight_exponent, across, across_exponent):
+        """beta of a cell, which becomes the last of its label position."""
+        a, a_exponent = zero, zero_exponent
+        c, c_exponent = zero, zero_exponent
+        for i in range(count):
+            d = durations[i]
+            w, w_exponent = loaded(weight_ahead[place * count + i])
+            c, c_exponent = added(c, c_exponent, across[d], across_exponent[d], w, w_exponent)
+            if d > 0:
+                a, a_exponent = added(a, a_exponent, straight[d], straight_exponent[d], w, w_exponent)
+        own, own_exponent = sum_of_products(a, a_exponent, p, p_exponent, c, c_exponent, q, q_exponent)
+        for k in range(longest, 0, -1):
+            straight[k], straight_exponent[k] = straight[k - 1], straight_exponent[k - 1]
+            across[k], across_exponent[k] = across[k - 1], across_exponent[k - 1]
+        straight[1], straight_exponent[1] = own, own_exponent
+        return own, own_exponent
+
+    @device
+    def advance(
+        place, begin, panel, thread, last, labels, forward, here, coming, down, right, b, places,
+        by_blank, by_label, weights, values, costs, neighbour, blank_ahead, label_ahead, weight_ahead,
+        straight, straight_exponent, across, across_exponent,
+    ):  # fmt: skip
+        """A step of alpha_beta; ``place`` is a constant, else the arrays would lie in memory."""
+        step = int32(begin + place)
+        passed, mine = step - thread, panel + thread  # frames and label positions passed so far
+        if passed >= 0 and passed < last:
+            side, side_exponent = loaded(neighbour[((step + 1) & 1) * DIAGONAL + thread])
+            at_edge = panel > 0 and thread == 0
+            p, p_exponent = loaded(blank_ahead[place])
+            q, q_exponent = loaded(label_ahead[place])
+            if mine == (labels if forward else 0):  # the last label position has no label
+                q, q_exponent = zero, zero_exponent
+            if forward:
+                if at_edge:
+                    side, side_exponent = edge(here - right, passed, down, values, by_label, weights, places)
+                one, one_exponent = number(real(0))
+                own, own_exponent = sum_of_products(
+                    straight[0], straight_exponent[0], one, one_exponent, side, side_exponent, one, one_exponent
+                )
+                values[here] = stored(own, own_exponent)
+                p, p_exponent = product(own, own_exponent, p, p_exponent)
+                q, q_exponent = product(own, own_exponent, q, q_exponent)
+                told, told_exponent = push(
+                    place, p, p_exponent, q, q_exponent, weight_ahead,
+                    straight, straight_exponent, across, across_exponent,
+                )  # fmt: skip
+                if mine == labels and passed == last - 1:  # what arrives beyond the last frame
+                    end, end_exponent = settled(straight[0], straight_exponent[0])
+                    costs[b] = -log_of(end, end_exponent)
+            else:
+                if at_edge:
+                    side, side_exponent = loaded(values[here - right])
+                across[0], across_exponent[0] = side, side_exponent
+                told, told_exponent = gather(
+                    place, p, p_exponent, q, q_exponent, weight_ahead,
+                    straight, straight_exponent, across, across_exponent,
+                )  # fmt: skip
+                values[here] = stored(told, told_exponent)
+            neighbour[(step & 1) * DIAGONAL + thread + 1] = stored(told, told_exponent)
+            here += down
+        if passed + AHEAD >= 0 and passed + AHEAD < last:
+            blank_ahead[place], label_ahead[place] = by_blank[coming], by_label[coming]
+            for i in range(count):
+                weight_ahead[place * count + i] = weights[i * places + coming]
+            coming += down
+        cuda.syncthreads()
+        return here, coming
 
     def alpha_beta(utterances, by_blank, by_label, weights, alpha, beta, costs, first_utterance, places):
         """Block x: an utterance; y = 0 writes alpha and the cost, y = 1 beta. Thread: a label position.
@@ -91,7 +193,7 @@ def tdt_kernels(kind: str, durations: tuple[int, ...], native: bool = True) -> S
         neighbour = cuda.shared.array(TWO_DIAGONALS, int64)  # of this diagonal and the one before; slot 0: none
         blank_ahead = cuda.local.array(AHEAD, int64)
         label_ahead = cuda.local.array(AHEAD, int64)
-        weight_ahead = cuda.local.array(weights_ahead, real)
+        weight_ahead = cuda.local.array(weights_ahead, int64)
         straight = cuda.local.array(history, real)
         straight_exponent = cuda.local.array(history, int32)
         across = cuda.local.array(history, real)
@@ -104,98 +206,44 @@ def tdt_kernels(kind: str, durations: tuple[int, ...], native: bool = True) -> S
         values = alpha if forward else beta
         down, right = (width, width + 1) if forward else (-width, -width - 1)
         origin = first if forward else first + (frames - 1 + labels) * width + labels
-        one, one_exponent = number(real(0))
         none = stored(zero, zero_exponent)
         if thread == 0:
             neighbour[0], neighbour[DIAGONAL] = none, none
         for panel in range(0, width, cuda.blockDim.x):
             members = int32(min(int64(cuda.blockDim.x), width - panel))
-            mine = panel + thread  # label positions passed so far, from the start or from the end
-            here = origin + right * mine
+            here = origin + right * (panel + thread)
             coming = here  # the cell whose arcs are loaded next
             last = frames if thread < members else int32(0)
             for k in range(history):
                 straight[k], straight_exponent[k] = zero, zero_exponent
                 across[k], across_exponent[k] = zero, zero_exponent
-            if mine == 0:  # e^0 at the first cell, or beyond the last
+            if panel + thread == 0:  # e^0 at the first cell, or beyond the last
+                one, one_exponent = number(real(0))
                 if forward:
                     straight[0], straight_exponent[0] = one, one_exponent
                 else:
                     straight[1], straight_exponent[1] = one, one_exponent
             for begin in range(-AHEAD, frames + members - 1, AHEAD):
-                for place in range(AHEAD):
-                    step = int32(begin + place)
-                    passed = step - thread  # frames passed so far
-                    if passed >= 0 and passed < last:
-                        side, side_exponent = loaded(neighbour[((step + 1) & 1) * DIAGONAL + thread])
-                        if panel > 0 and thread == 0:
-                            if forward:
-                                for i in range(count):
-                                    if passed >= durations[i]:
-                                        before = here - right - durations[i] * down
-                                        a, a_exponent = loaded(alpha[before])
-                                        q, q_exponent = loaded(by_label[before])
-                                        a, a_exponent = product(a, a_exponent, q, q_exponent)
-                                        side, side_exponent = weighted_sum(
-                                            side, side_exponent, a, a_exponent, weights[i * places + before]
-                                        )
-                                side, side_exponent = settled(side, side_exponent)
-                            else:
-                                side, side_exponent = loaded(values[here - right])
-                        p, p_exponent = loaded(blank_ahead[place])
-                        # The last label position has no label.
-                        q, q_exponent = loaded(label_ahead[place] if mine != (labels if forward else 0) else none)
-                        if forward:
-                            own, own_exponent = sum_of_products(
-                                straight[0], straight_exponent[0], one, one_exponent,
-                                side, side_exponent, one, one_exponent,
-                            )  # fmt: skip
-                            values[here] = stored(own, own_exponent)
-                            p, p_exponent = product(own, own_exponent, p, p_exponent)
-                            q, q_exponent = product(own, own_exponent, q, q_exponent)
-                            for i in range(count):
-                                d, w = durations[i], weight_ahead[place * count + i]
-                                across[d], across_exponent[d] = weighted_sum(
-                                    across[d], across_exponent[d], q, q_exponent, w
-                                )
-                                if d > 0:
-                                    straight[d], straight_exponent[d] = weighted_sum(
-                                        straight[d], straight_exponent[d], p, p_exponent, w
-                                    )
-                            told, told_exponent = settled(across[0], across_exponent[0])
-                            for k in range(longest):
-                                straight[k], straight_exponent[k] = straight[k + 1], straight_exponent[k + 1]
-                                across[k], across_exponent[k] = across[k + 1], across_exponent[k + 1]
-                            straight[longest], straight_exponent[longest] = zero, zero_exponent
-                            across[longest], across_exponent[longest] = zero, zero_exponent
-                            if mine == labels and passed == frames - 1:  # what arrives beyond the last frame
-                                end, end_exponent = settled(straight[0], straight_exponent[0])
-                                costs[b] = -log_of(end, end_exponent)
-                        else:
-                            across[0], across_exponent[0] = side, side_exponent
-                            a, a_exponent = zero, zero_exponent
-                            c, c_exponent = zero, zero_exponent
-                            for i in range(count):
-                                d, w = durations[i], weight_ahead[place * count + i]
-                                c, c_exponent = weighted_sum(c, c_exponent, across[d], across_exponent[d], w)
-                                if d > 0:
-                                    a, a_exponent = weighted_sum(a, a_exponent, straight[d], straight_exponent[d], w)
-                            told, told_exponent = sum_of_products(
-                                a, a_exponent, p, p_exponent, c, c_exponent, q, q_exponent
-                            )
-                            values[here] = stored(told, told_exponent)
-                            for k in range(longest, 0, -1):
-                                straight[k], straight_exponent[k] = straight[k - 1], straight_exponent[k - 1]
-                                across[k], across_exponent[k] = across[k - 1], across_exponent[k - 1]
-                            straight[1], straight_exponent[1] = told, told_exponent
-                        neighbour[(step & 1) * DIAGONAL + thread + 1] = stored(told, told_exponent)
-                        here += down
-                    if passed + AHEAD >= 0 and passed + AHEAD < last:
-                        blank_ahead[place], label_ahead[place] = by_blank[coming], by_label[coming]
-                        for i in range(count):
-                            weight_ahead[place * count + i] = weights[i * places + coming]
-                        coming += down
-                    cuda.syncthreads()
+                here, coming = advance(
+                    0, begin, panel, thread, last, labels, forward, here, coming, down, right, b, places,
+                    by_blank, by_label, weights, values, costs, neighbour, blank_ahead, label_ahead, weight_ahead,
+                    straight, straight_exponent, across, across_exponent,
+                )  # fmt: skip
+                here, coming = advance(
+                    1, begin, panel, thread, last, labels, forward, here, coming, down, right, b, places,
+                    by_blank, by_label, weights, values, costs, neighbour, blank_ahead, label_ahead, weight_ahead,
+                    straight, straight_exponent, across, across_exponent,
+                )  # fmt: skip
+                here, coming = advance(
+                    2, begin, panel, thread, last, labels, forward, here, coming, down, right, b, places,
+                    by_blank, by_label, weights, values, costs, neighbour, blank_ahead, label_ahead, weight_ahead,
+                    straight, straight_exponent, across, across_exponent,
+                )  # fmt: skip
+                here, coming = advance(
+                    3, begin, panel, thread, last, labels, forward, here, coming, down, right, b, places,
+                    by_blank, by_label, weights, values, costs, neighbour, blank_ahead, label_ahead, weight_ahead,
+                    straight, straight_exponent, across, across_exponent,
+                )  # fmt: skip
             cuda.syncthreads()
 
     def posteriors(
@@ -213,36 +261,39 @@ def tdt_kernels(kind: str, durations: tuple[int, ...], native: bool = True) -> S
             return
         there = utterances[4 * b + 3] + (t + u) * (labels + 1) + u
         gamma = cuda.local.array(count, real)
-        start = alpha[there]
+        mantissa, exponent = number(real(0))
+        start, one = alpha[there], stored(mantissa, exponent)
         p, p_exponent = loaded(by_blank[there])
         q, q_exponent = loaded(by_label[there])
-        one, one_exponent = number(real(0))
         a, a_exponent = zero, zero_exponent
         c, c_exponent = zero, zero_exponent
         occupancy = real(0)
         for i in range(count):
-            d, w = durations[i], weights[i * places + there]
+            d = durations[i]
+            w, w_exponent = loaded(weights[i * places + there])
             end, end_exponent = zero, zero_exponent  # beta behind the blank
             after, after_exponent = zero, zero_exponent  # and behind the label
             if d > 0:
                 if t + d < frames:
                     end, end_exponent = loaded(beta[there + d * (labels + 1)])
                 elif t + d == frames and u == labels:
-                    end, end_exponent = one, one_exponent
-                a, a_exponent = weighted_sum(a, a_exponent, end, end_exponent, w)
+                    end, end_exponent = loaded(one)
+                a, a_exponent = added(a, a_exponent, end, end_exponent, w, w_exponent)
             arcs, arcs_exponent = product(p, p_exponent, end, end_exponent)
             if u < labels and t + d < frames:
                 after, after_exponent = loaded(beta[there + (d + 1) * (labels + 1) + 1])
-                c, c_exponent = weighted_sum(c, c_exponent, after, after_exponent, w)
+                c, c_exponent = added(c, c_exponent, after, after_exponent, w, w_exponent)
                 arcs, arcs_exponent = sum_of_products(
                     p, p_exponent, end, end_exponent, q, q_exponent, after, after_exponent
                 )
-            w, w_exponent = loaded_weight(w)
-            gamma[i] = posterior(start, stored(w, w_exponent), stored(arcs, arcs_exponent), likelihood)
+            gamma[i] = posterior(start, weights[i * places + there], stored(arcs, arcs_exponent), likelihood)
             occupancy += gamma[i]
         for i in range(count):
-            p_duration = probability(weights[i * places + there], real(sigma))
-            weights[i * places + there] = occupancy * p_duration - gamma[i]
+            w, w_exponent = loaded(weights[i * places + there])
+            mantissa, exponent = number(real(sigma))
+            w, w_exponent = product(w, w_exponent, mantissa, exponent)
+            p_duration = posterior(one, stored(w, w_exponent), one, float64(0))
+            weights[i * places + there] = stored(occupancy * p_duration - gamma[i], int32(0))
         own, own_exponent = loaded(start)
         a, a_exponent = settled(a, a_exponent)
         a, a_exponent = product(a, a_exponent, own, own_exponent)
@@ -267,7 +318,8 @@ def tdt_kernels(kind: str, durations: tuple[int, ...], native: bool = True) -> S
         row = (utterances[4 * b + 2] - first_cell + t * (labels + 1) + u) * stride + column
         there = utterances[4 * b + 3] + (t + u) * (labels + 1) + u
         for i in range(count):
-            store1(logits, row + i, gradients[i * places + there] * scale[b])
+            gradient, _ = loaded(gradients[i * places + there])
+            store1(logits, row + i, gradient * scale[b])
 
     return SimpleNamespace(
         duration_scores=duration_scores,
