@@ -27,7 +27,6 @@ CELL_THREADS = 4 if SIMULATED else 64  # of a block that works on label position
 TDT_LATTICE_THREADS = 4 if SIMULATED else 256  # each may then have all the registers there are
 DIAGONAL = TDT_LATTICE_THREADS + 1
 TWO_DIAGONALS = 2 * DIAGONAL
-AHEAD = 4  # diagonals whose arcs are on their way; alpha_beta spells them out
 
 
 @cache
@@ -52,7 +51,7 @@ def tdt_kernels(kind: str, durations: tuple[int, ...], native: bool = True) -> S
     added, settled = numbers.added, numbers.settled
     zero, zero_exponent = numbers.zero, numbers.zero_exponent
     count, longest = len(durations), durations[-1]
-    history, weights_ahead = longest + 1, AHEAD * count
+    history = longest + 1
 
     def duration_scores(
         utterances, logits, bias, weights, first_utterance, first_frame, last_frame, first_cell, stride, column, places,
@@ -94,11 +93,11 @@ def tdt_kernels(kind: str, durations: tuple[int, ...], native: bool = True) -> S
         return settled(side, side_exponent)
 
     @device
-    def push(place, p, p_exponent, q, q_exponent, weight_ahead, straight, straight_exponent, across, across_exponent):
+    def push(p, p_exponent, q, q_exponent, arcs, straight, straight_exponent, across, across_exponent):
         """Add the arcs of a cell to what will arrive, p by blank and q by label; what does so in its own frame."""
         for i in range(count):
             d = durations[i]
-            w, w_exponent = loaded(weight_ahead[place * count + i])
+            w, w_exponent = loaded(arcs[i])
             across[d], across_exponent[d] = added(across[d], across_exponent[d], q, q_exponent, w, w_exponent)
             if d > 0:
                 mass, exponent = added(straight[d], straight_exponent[d], p, p_exponent, w, w_exponent)
@@ -112,13 +111,13 @@ def tdt_kernels(kind: str, durations: tuple[int, ...], native: bool = True) -> S
         return told, told_exponent
 
     @device
-    def gather(place, p, p_exponent, q, q_exponent, weight_ahead, straight, straight_exponent, across, across_exponent):
+    def gather(p, p_exponent, q, q_exponent, arcs, straight, straight_exponent, across, across_exponent):
         """beta of a cell, which becomes the last of its label position."""
         a, a_exponent = zero, zero_exponent
         c, c_exponent = zero, zero_exponent
         for i in range(count):
             d = durations[i]
-            w, w_exponent = loaded(weight_ahead[place * count + i])
+            w, w_exponent = loaded(arcs[i])
             c, c_exponent = added(c, c_exponent, across[d], across_exponent[d], w, w_exponent)
             if d > 0:
                 a, a_exponent = added(a, a_exponent, straight[d], straight_exponent[d], w, w_exponent)
@@ -129,71 +128,19 @@ def tdt_kernels(kind: str, durations: tuple[int, ...], native: bool = True) -> S
         straight[1], straight_exponent[1] = own, own_exponent
         return own, own_exponent
 
-    @device
-    def advance(
-        place, begin, panel, thread, last, labels, forward, here, coming, down, right, b, places,
-        by_blank, by_label, weights, values, costs, neighbour, blank_ahead, label_ahead, weight_ahead,
-        straight, straight_exponent, across, across_exponent,
-    ):  # fmt: skip
-        """A step of alpha_beta; ``place`` is a constant, else the arrays would lie in memory."""
-        step = int32(begin + place)
-        passed, mine = step - thread, panel + thread  # frames and label positions passed so far
-        if passed >= 0 and passed < last:
-            side, side_exponent = loaded(neighbour[((step + 1) & 1) * DIAGONAL + thread])
-            at_edge = panel > 0 and thread == 0
-            p, p_exponent = loaded(blank_ahead[place])
-            q, q_exponent = loaded(label_ahead[place])
-            if mine == (labels if forward else 0):  # the last label position has no label
-                q, q_exponent = zero, zero_exponent
-            if forward:
-                if at_edge:
-                    side, side_exponent = edge(here - right, passed, down, values, by_label, weights, places)
-                one, one_exponent = number(real(0))
-                own, own_exponent = sum_of_products(
-                    straight[0], straight_exponent[0], one, one_exponent, side, side_exponent, one, one_exponent
-                )
-                values[here] = stored(own, own_exponent)
-                p, p_exponent = product(own, own_exponent, p, p_exponent)
-                q, q_exponent = product(own, own_exponent, q, q_exponent)
-                told, told_exponent = push(
-                    place, p, p_exponent, q, q_exponent, weight_ahead,
-                    straight, straight_exponent, across, across_exponent,
-                )  # fmt: skip
-                if mine == labels and passed == last - 1:  # what arrives beyond the last frame
-                    end, end_exponent = settled(straight[0], straight_exponent[0])
-                    costs[b] = -log_of(end, end_exponent)
-            else:
-                if at_edge:
-                    side, side_exponent = loaded(values[here - right])
-                across[0], across_exponent[0] = side, side_exponent
-                told, told_exponent = gather(
-                    place, p, p_exponent, q, q_exponent, weight_ahead,
-                    straight, straight_exponent, across, across_exponent,
-                )  # fmt: skip
-                values[here] = stored(told, told_exponent)
-            neighbour[(step & 1) * DIAGONAL + thread + 1] = stored(told, told_exponent)
-            here += down
-        if passed + AHEAD >= 0 and passed + AHEAD < last:
-            blank_ahead[place], label_ahead[place] = by_blank[coming], by_label[coming]
-            for i in range(count):
-                weight_ahead[place * count + i] = weights[i * places + coming]
-            coming += down
-        cuda.syncthreads()
-        return here, coming
-
     def alpha_beta(utterances, by_blank, by_label, weights, alpha, beta, costs, first_utterance, places):
         """Block x: an utterance; y = 0 writes alpha and the cost, y = 1 beta. Thread: a label position.
 
         The cells of an anti-diagonal are computed together. alpha is pushed along the arcs of its own cell: a thread
         keeps what will arrive at its next frames by blank, and by label at those of its neighbour, whom it tells the
         nearest. beta is gathered over the same arcs: a thread keeps the last values of its own and of its neighbour.
-        Both wait in ``straight`` and ``across``, a place for each frame to come. U + 1 beyond the block: panels of
-        labels, one after the other, the edge between two read back from memory.
+        Both wait in ``straight`` and ``across``, a place for each frame to come. The arcs of the next cell are on
+        their way while one is worked on. U + 1 beyond the block: panels of labels, one after the other, the edge
+        between two read back from memory.
         """
         neighbour = cuda.shared.array(TWO_DIAGONALS, int64)  # of this diagonal and the one before; slot 0: none
-        blank_ahead = cuda.local.array(AHEAD, int64)
-        label_ahead = cuda.local.array(AHEAD, int64)
-        weight_ahead = cuda.local.array(weights_ahead, int64)
+        arcs = cuda.local.array(count, int64)
+        next_arcs = cuda.local.array(count, int64)
         straight = cuda.local.array(history, real)
         straight_exponent = cuda.local.array(history, int32)
         across = cuda.local.array(history, real)
@@ -206,44 +153,66 @@ def tdt_kernels(kind: str, durations: tuple[int, ...], native: bool = True) -> S
         values = alpha if forward else beta
         down, right = (width, width + 1) if forward else (-width, -width - 1)
         origin = first if forward else first + (frames - 1 + labels) * width + labels
+        one, one_exponent = number(real(0))
         none = stored(zero, zero_exponent)
         if thread == 0:
             neighbour[0], neighbour[DIAGONAL] = none, none
         for panel in range(0, width, cuda.blockDim.x):
             members = int32(min(int64(cuda.blockDim.x), width - panel))
-            here = origin + right * (panel + thread)
-            coming = here  # the cell whose arcs are loaded next
+            mine = panel + thread  # label positions passed so far, from the start or from the end
+            has_label = mine != (labels if forward else 0)
+            here = origin + right * mine
             last = frames if thread < members else int32(0)
+            blank, label, next_blank, next_label = none, none, none, none
             for k in range(history):
                 straight[k], straight_exponent[k] = zero, zero_exponent
                 across[k], across_exponent[k] = zero, zero_exponent
-            if panel + thread == 0:  # e^0 at the first cell, or beyond the last
-                one, one_exponent = number(real(0))
+            if mine == 0:  # e^0 at the first cell, or beyond the last
                 if forward:
                     straight[0], straight_exponent[0] = one, one_exponent
                 else:
                     straight[1], straight_exponent[1] = one, one_exponent
-            for begin in range(-AHEAD, frames + members - 1, AHEAD):
-                here, coming = advance(
-                    0, begin, panel, thread, last, labels, forward, here, coming, down, right, b, places,
-                    by_blank, by_label, weights, values, costs, neighbour, blank_ahead, label_ahead, weight_ahead,
-                    straight, straight_exponent, across, across_exponent,
-                )  # fmt: skip
-                here, coming = advance(
-                    1, begin, panel, thread, last, labels, forward, here, coming, down, right, b, places,
-                    by_blank, by_label, weights, values, costs, neighbour, blank_ahead, label_ahead, weight_ahead,
-                    straight, straight_exponent, across, across_exponent,
-                )  # fmt: skip
-                here, coming = advance(
-                    2, begin, panel, thread, last, labels, forward, here, coming, down, right, b, places,
-                    by_blank, by_label, weights, values, costs, neighbour, blank_ahead, label_ahead, weight_ahead,
-                    straight, straight_exponent, across, across_exponent,
-                )  # fmt: skip
-                here, coming = advance(
-                    3, begin, panel, thread, last, labels, forward, here, coming, down, right, b, places,
-                    by_blank, by_label, weights, values, costs, neighbour, blank_ahead, label_ahead, weight_ahead,
-                    straight, straight_exponent, across, across_exponent,
-                )  # fmt: skip
+            for step in range(-1, frames + members - 1):
+                passed = int32(step - thread)  # frames passed so far
+                if passed >= -1 and passed < last - 1:
+                    coming = here + down if passed >= 0 else here
+                    next_blank, next_label = by_blank[coming], by_label[coming] if has_label else none
+                    for i in range(count):
+                        next_arcs[i] = weights[i * places + coming]
+                if passed >= 0 and passed < last:
+                    side, side_exponent = loaded(neighbour[((step + 1) & 1) * DIAGONAL + thread])
+                    at_edge = panel > 0 and thread == 0
+                    p, p_exponent = loaded(blank)
+                    q, q_exponent = loaded(label)
+                    if forward:
+                        if at_edge:
+                            side, side_exponent = edge(here - right, passed, down, alpha, by_label, weights, places)
+                        own, own_exponent = sum_of_products(
+                            straight[0], straight_exponent[0], one, one_exponent, side, side_exponent, one, one_exponent
+                        )
+                        p, p_exponent = product(own, own_exponent, p, p_exponent)
+                        q, q_exponent = product(own, own_exponent, q, q_exponent)
+                        told, told_exponent = push(
+                            p, p_exponent, q, q_exponent, arcs, straight, straight_exponent, across, across_exponent
+                        )
+                        if mine == labels and passed == last - 1:  # what arrives beyond the last frame
+                            end, end_exponent = settled(straight[0], straight_exponent[0])
+                            costs[b] = -log_of(end, end_exponent)
+                    else:
+                        if at_edge:
+                            side, side_exponent = loaded(beta[here - right])
+                        across[0], across_exponent[0] = side, side_exponent
+                        own, own_exponent = gather(
+                            p, p_exponent, q, q_exponent, arcs, straight, straight_exponent, across, across_exponent
+                        )
+                        told, told_exponent = own, own_exponent
+                    values[here] = stored(own, own_exponent)
+                    neighbour[(step & 1) * DIAGONAL + thread + 1] = stored(told, told_exponent)
+                    here += down
+                blank, label = next_blank, next_label
+                for i in range(count):
+                    arcs[i] = next_arcs[i]
+                cuda.syncthreads()
             cuda.syncthreads()
 
     def posteriors(
