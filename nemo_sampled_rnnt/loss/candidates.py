@@ -125,8 +125,9 @@ def with_durations(candidates: Candidates, vocabulary: int, durations: int, colu
     rows = torch.arange(vocabulary + 1, vocabulary + 1 + durations, device=ids.device)
 
     def insert(kept, new, padding):
-        kept = torch.cat([kept[:, :1], new.expand(len(kept), -1), kept[:, 1:]], dim=1)
-        return torch.nn.functional.pad(kept, (0, columns - kept.shape[1]), value=padding)  # a negative size crops
+        kept = torch.cat([kept[:, :1], new.expand(len(kept), -1), kept[:, 1 : columns - durations]], dim=1)
+        missing = columns - kept.shape[1]
+        return torch.nn.functional.pad(kept, (0, missing), value=padding) if missing else kept
 
     return replace(
         candidates,
