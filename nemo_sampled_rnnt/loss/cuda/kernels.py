@@ -37,6 +37,7 @@ from nemo_sampled_rnnt.gpu.launch import (
     pack_number,
     reduce_by_shared_memory,
     reduce_by_shuffles,
+    sum_of_powers,
     times_power_of_2,
     unpack_number,
 )
@@ -201,6 +202,10 @@ def kernels(
             return high + math.log1p(math.exp(low - high)), int32(0)
 
         @device
+        def settled(mantissa, exponent):
+            return mantissa, exponent
+
+        @device
         def log_of(mantissa, exponent):
             return mantissa
 
@@ -225,11 +230,12 @@ def kernels(
 
         @device
         def sum_of_products(a, a_exponent, p, p_exponent, b, b_exponent, q, q_exponent):
-            """a p + b q."""
-            first, second = a_exponent + p_exponent, b_exponent + q_exponent
-            exponent = max(first, second)
-            total = times_power_of_2(a * p, first - exponent) + times_power_of_2(b * q, second - exponent)
-            return normalised(total, exponent)
+            """a p + b q; mantissas double or halve by it, so that now and then they must be settled."""
+            return sum_of_powers(a * p, int32(a_exponent + p_exponent), b * q, int32(b_exponent + q_exponent))
+
+        @device
+        def settled(mantissa, exponent):
+            return normalised(mantissa, exponent)
 
         @device
         def log_of(mantissa, exponent):
@@ -245,7 +251,8 @@ def kernels(
             b, b_exponent = unpack_number(beta)
             whole = math.floor(log_likelihood / LOG_2)
             rest = math.exp(real(whole * LOG_2 - log_likelihood))
-            return times_power_of_2(a * p * b * rest, a_exponent + p_exponent + b_exponent - int32(whole))
+            exponent = int32(int32(a_exponent + p_exponent) + int32(b_exponent - int32(whole)))
+            return times_power_of_2(a * p * b * rest, exponent)
 
         zero, zero_exponent = real(0), int32(NOTHING)
 
@@ -412,32 +419,40 @@ def kernels(
             own, own_exponent = zero, zero_exponent
             if mine == 0:  # the corner: e^0
                 own, own_exponent = number(real(0))
+            beside_edge, has_label = panel > 0 and thread == 0, mine > 0
+            for place in range(AHEAD):
+                label_ahead[place] = none
             for begin in range(-AHEAD, frames + members - 1, AHEAD):
+                passed_before = int32(int32(begin) - thread)
                 for place in range(AHEAD):
-                    step = int32(begin + place)
-                    passed = step - thread  # frames passed so far
+                    passed = int32(passed_before + int32(place))  # frames passed so far
                     if passed >= 0 and passed < last:
-                        side = neighbour[((step + 1) & 1) * DIAGONAL + thread]
-                        if panel > 0 and thread == 0:
+                        side = neighbour[(1 - place % 2) * DIAGONAL + thread]
+                        if beside_edge:
                             side = values[here - right]
                         a, a_exponent = loaded(side)
                         # alpha[0, 0] is no arc's end, and no label comes before the first position
                         p, p_exponent = loaded(one if forward and passed == 0 else blank_ahead[place])
-                        q, q_exponent = loaded(label_ahead[place] if mine > 0 else none)
+                        q, q_exponent = loaded(label_ahead[place])
                         own, own_exponent = sum_of_products(
                             own, own_exponent, p, p_exponent, a, a_exponent, q, q_exponent
                         )
+                        if place == AHEAD - 1:
+                            own, own_exponent = settled(own, own_exponent)
                         word = stored(own, own_exponent)
-                        neighbour[(step & 1) * DIAGONAL + thread + 1] = word
+                        neighbour[place % 2 * DIAGONAL + thread + 1] = word
                         values[here] = word
                         here += down
-                    if passed + AHEAD >= 0 and passed + AHEAD < last:
-                        blank_ahead[place] = by_blank[coming + (to_blank_arc if passed + AHEAD > 0 else int64(0))]
-                        label_ahead[place] = by_label[coming + to_label_arc]
+                    coming_next = int32(passed + int32(AHEAD))
+                    if coming_next >= 0 and coming_next < last:
+                        blank_ahead[place] = by_blank[coming + (to_blank_arc if coming_next > 0 else int64(0))]
+                        if has_label:
+                            label_ahead[place] = by_label[coming + to_label_arc]
                         coming += down
                     cuda.syncthreads()
             if forward and thread < members and mine == labels:
                 p, p_exponent = loaded(by_blank[corner])
+                own, own_exponent = settled(own, own_exponent)
                 costs[b] = -(log_of(own, own_exponent) + log_of(p, p_exponent))
             cuda.syncthreads()
 
