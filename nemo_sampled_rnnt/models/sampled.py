@@ -47,6 +47,8 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
         trainer = getattr(self, "_trainer", None)
         step, every = (batch_nb, 1) if trainer is None else (trainer.global_step, trainer.log_every_n_steps)
         compute_wer = (step + 1) % every == 0
+        # Optimizer steps, not batches: all batches whose gradients are summed up get sets of the same size.
+        self.joint.step = 0 if trainer is None else trainer.global_step
 
         log_probs = self.ctc_log_probs(encoded)
         loss, wer, _, _ = self.joint(
@@ -120,8 +122,13 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
         return encoded, encoded_len, transcript, transcript_len
 
     def _posteriors(self, log_probs, encoded_len) -> torch.Tensor | None:
-        """(B, V) mean CTC posterior of each label, where the sampler wants it."""
-        return ctc_posteriors(log_probs.detach(), encoded_len) if self.joint.needs_ctc_posteriors else None
+        """(B, V) CTC posterior of each label, where the sampler wants it."""
+        if not self.joint.needs_ctc_posteriors:
+            return None
+        config = self.joint.sampled_softmax
+        if config.ctc_layer is not None:
+            log_probs, encoded_len = self.inner_ctc_log_probs(config.ctc_layer)
+        return ctc_posteriors(log_probs.detach(), encoded_len, config.frame_weights)
 
     def on_fit_start(self):
         super().on_fit_start()
