@@ -192,8 +192,8 @@ def _check_logits(lattice: Lattice, count: list[int], max_logits: int) -> None:
         raise ValueError(
             f"max_logits is {max_logits:,}, but blank, the labels and the fewest negatives of the batch make "
             f"{sum(logits):,} logits (lattice cells times candidates); most of them, {logits[b]:,}, are of "
-            f"utterance {b} with {lattice.frames[b]} frames and {lattice.labels[b]} labels: raise max_logits to more "
-            f"than {sum(logits):,}, or make the batch smaller"
+            f"utterance {b} with {lattice.frames[b]} frames and {lattice.labels[b]} labels: raise max_logits to at "
+            f"least {sum(logits):,}, or make the batch smaller"
         )
 
 
