@@ -15,6 +15,7 @@ from nemo_sampled_rnnt.loss.finite import FiniteWatch
 from nemo_sampled_rnnt.loss.function import transducer_loss
 from nemo_sampled_rnnt.loss.problem import Options
 from nemo_sampled_rnnt.memory import Peak, peak_memory
+from nemo_sampled_rnnt.meter import Meter
 from nemo_sampled_rnnt.modules.nemo_loss import LossSettings, loss_settings
 from nemo_sampled_rnnt.sampling import Frames, Negatives, NegativeSampler, SampledSoftmax
 
@@ -83,6 +84,9 @@ class SampledRNNTJoint(RNNTJoint):
         self._eval_watch = FiniteWatch()
         self._first_draw = 0
         self.step: int | None = None  # optimizer steps so far, which the model sets at each batch; of the schedule
+        self.measuring = False  # the model asks for a measurement of this batch
+        self.measurement: dict[str, float] = {}
+        self._meter: Meter | None = None
         self.training_statistics: dict[str, torch.Tensor | float] = {}  # of the last batch, where WER was asked for
 
     @property
@@ -186,8 +190,9 @@ class SampledRNNTJoint(RNNTJoint):
         output = self.joint_net[-1]
         logged = logged and self.training
         with peak_memory(encoder.device) if logged and encoder.is_cuda else contextlib.nullcontext() as peak:
+            projected = self._project_finite(encoder)
             loss, costs, candidates = transducer_loss(
-                self._project_finite(encoder),
+                projected,
                 predictor,
                 output.weight,
                 output.bias,
@@ -195,7 +200,7 @@ class SampledRNNTJoint(RNNTJoint):
                 encoder_lengths,
                 transcript_lengths,
                 negatives.ids,
-                negatives.log_prob,
+                negatives.log_prob if config is not None and config.correction else None,
                 Options(
                     activation=self.activation.lower(),
                     dropout=self._dropout() if self.training else 0.0,
@@ -208,6 +213,11 @@ class SampledRNNTJoint(RNNTJoint):
                 ),
             )
         self.training_statistics = self._statistics(candidates, peak) if logged else {}
+        if self.training:
+            self.measurement = {}
+            if self.measuring and negatives.ids is not None:
+                lengths = encoder_lengths, transcript_lengths
+                self.measurement = self._measure(projected, predictor, transcripts, *lengths, negatives, posteriors)
         (self._training_watch if self.training and torch.is_grad_enabled() else self._eval_watch).submit(costs)
         return loss
 
@@ -222,7 +232,19 @@ class SampledRNNTJoint(RNNTJoint):
         if not self.samples_now:
             return Negatives(None, None)
         frames = Frames(encoder_lengths, longest) if config.auto else None
-        return self.sampler(transcripts, transcript_lengths, posteriors, frames, self.step or 0)
+        inclusion = config.correction or self.measuring
+        return self.sampler(transcripts, transcript_lengths, posteriors, frames, self.step or 0, inclusion)
+
+    def _measure(self, encoder, predictor, targets, encoder_lengths, target_lengths, negatives, posteriors):
+        """What the sample does to one utterance of the batch, for loggers."""
+        if self._meter is None or self._meter.sampler is not self.sampler:
+            self._meter = Meter(self.sampler)
+        output, rows = self.joint_net[-1], self._vocab_size + 1
+        turn = (self.step or 0) // max(1, self.sampled_softmax.meter_every)
+        return self._meter(
+            encoder.detach(), predictor.detach(), output.weight[:rows], output.bias[:rows], targets, encoder_lengths,
+            target_lengths, negatives, posteriors, self.activation.lower(), turn,
+        )  # fmt: skip
 
     def _statistics(self, counts: list[int], peak: Peak | None):
         """What training logs: candidates in a set, their share of the vocabulary, and on a GPU the measured memory."""

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import batch, posteriors, sampler
+from cases import batch, sampler
 
 from nemo_sampled_rnnt import sampled_rnnt_loss
 from nemo_sampled_rnnt.loss.reference import activate, log_likelihood
