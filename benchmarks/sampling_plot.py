@@ -1,4 +1,4 @@
-"""Coverage, loss gap and gradient cosine against the number of candidates.
+"""Coverage, loss gap and gradient cosine against the number of candidates: blank, labels and negatives.
 
 python benchmarks/sampling_plot.py benchmarks/results/sampling_sweep.csv docs/sampling_sweep.png
 """
@@ -21,8 +21,8 @@ COLOURS = {
     ("ctc", "max"): "tab:purple",
 }
 PANELS = (  # title, column, correction, what stands on the axis
-    ("coverage", "coverage", "False", "share of the exact softmax on the candidates"),
-    ("loss gap, not corrected", "loss_gap", "False", "sampled / exact loss - 1"),
+    ("covered", "negative_coverage", "False", "share of what blank and labels leave of the exact softmax"),
+    ("loss, not corrected", "loss_gap", "False", "sampled / exact loss - 1"),
     ("gradient, not corrected", "cosine", "False", "cosine with the exact gradient at the hidden"),
     ("gradient, corrected", "cosine", "True", "cosine with the exact gradient at the hidden"),
 )
@@ -36,7 +36,7 @@ def plot(rows: list[dict], path: str) -> None:
             for scope, line in (("utterance", "-"), ("batch", "--")):
                 wanted = {"sampler": sampler, "frame_weights": weights, "scope": scope, "correction": correction}
                 points = [
-                    (float(row["n_samples"]), float(row[column])) for row in rows if wanted.items() <= row.items()
+                    (float(row["candidates"]), float(row[column])) for row in rows if wanted.items() <= row.items()
                 ]
                 if points:
                     name = sampler if sampler != "ctc" else f"ctc, {weights}"
@@ -46,7 +46,7 @@ def plot(rows: list[dict], path: str) -> None:
         panel.set(title=title, ylabel=what, xscale="log")
         panel.grid(alpha=0.3)
     for panel in axes[1]:
-        panel.set_xlabel("negatives")
+        panel.set_xlabel("candidates")
     axes[0, 0].legend(fontsize="small", ncols=2)
     one = rows[0]
     figure.suptitle(

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import click
@@ -25,15 +26,18 @@ import numpy as np
 import torch
 from environment import environment
 
-from nemo_sampled_rnnt.meter import Utterance, measure
+from nemo_sampled_rnnt.meter import CandidateSet, Exact, Utterance
 from nemo_sampled_rnnt.sampling import NegativeSampler, SampledSoftmax, ctc_posteriors
 from nemo_sampled_rnnt.sampling.distributions import FRAME_WEIGHTS
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "sampling_sweep.csv"
-SIZES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # of the vocabulary
+SIZES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)  # of the vocabulary
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-MEASURED = ("coverage", "gap", "corrected_gap", "cosine", "candidates", "exact_loss", "sampled_loss")
+MEASURED = (
+    "coverage", "negative_coverage", "gap", "corrected_gap", "cosine", "cell_cosine", "candidates", "exact_loss",
+    "sampled_loss",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,12 @@ class Batch:
     loss: tuple[torch.Tensor, ...]
     posteriors: dict[str, torch.Tensor]
     activation: str
+
+    @cached_property
+    def exact(self) -> list[Exact]:
+        """Of each utterance."""
+        utterances = range(len(self.targets[0]))
+        return [Exact(Utterance.of_batch(b, *self.loss, self.activation), seed=b) for b in utterances]
 
     @property
     def vocabulary(self) -> int:
@@ -93,12 +103,11 @@ def measure_setting(batch: Batch, setting: dict, counts, draws: int) -> dict[str
     sampler = NegativeSampler(SampledSoftmax(seed=0, **setting), batch.vocabulary, counts=counts)
     posteriors = batch.posteriors.get(setting["frame_weights"])
     measurements = []
-    for turn in range(draws):
+    for _ in range(draws):
         drawn = sampler(*batch.targets, posteriors, inclusion=True)
-        for b in range(len(batch.targets[0])):
-            one = Utterance.of_batch(b, *batch.loss, *drawn, batch.activation)
-            measurements.append(measure(one, setting["correction"], seed=turn))
-    measurements = [x for x in measurements if x is not None]
+        for b, exact in enumerate(batch.exact):
+            candidates = CandidateSet.of_batch(b, batch.vocabulary, *batch.targets, *drawn)
+            measurements.append(exact.compare(candidates, setting["correction"]))
     means = {name: float(np.mean([getattr(x, name) for x in measurements])) for name in MEASURED}
     return means | {"loss_gap": means["sampled_loss"] / means["exact_loss"] - 1, "measurements": len(measurements)}
 
@@ -198,8 +207,9 @@ def main(nemo, manifest, train_manifest, corpus, steps, overrides, utterances, d
     for row in sweep(batch, counts, [float(x) for x in sizes.split(",")], draws):
         rows.append(origin | row | environment(device))
         click.echo(
-            "{sampler:8} {frame_weights:9} {scope:9} {n_samples:6} {correction!s:5}  coverage {coverage:.3f}  "
-            "loss gap {loss_gap:+.3f}  cosine {cosine:.3f}".format(**row)
+            "{sampler:8} {frame_weights:9} {scope:9} {n_samples:6} {correction!s:5}  coverage {coverage:.3f}, "
+            "of negatives {negative_coverage:.3f}  "
+            "loss gap {loss_gap:+.3f}  cosine {cosine:.3f}  of cells {cell_cosine:.3f}".format(**row)
         )
     write(rows, out)
     click.echo(f"{out}: {len(rows)} rows, {time.perf_counter() - started:.0f} s")

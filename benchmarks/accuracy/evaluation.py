@@ -7,7 +7,8 @@ import torch
 from corpus import Utterances
 from kaldialign import edit_distance
 
-from nemo_sampled_rnnt.meter import Utterance, score
+from nemo_sampled_rnnt.meter import CandidateSet, Utterance
+from nemo_sampled_rnnt.meter import coverage as candidate_coverage
 from nemo_sampled_rnnt.sampling import Frames, ctc_posteriors
 
 COVERED = 16  # utterances in the measurement of coverage
@@ -56,10 +57,14 @@ def coverage(model, utterances: Utterances) -> float:
     frames = Frames(encoded_lengths, encoded.shape[2])
     negatives = joint.sampler(transcripts, transcript_lengths, posteriors, frames, joint.step or 0).ids
     joint.continue_draws(draws)
-    output = joint.joint_net[-1]
-    batch = (
-        joint.project_encoder(encoded.transpose(1, 2)), joint.project_prednet(decoded.transpose(1, 2)), output.weight,
-        output.bias, transcripts, encoded_lengths, transcript_lengths, negatives,
-    )  # fmt: skip
-    utterances = (Utterance.of_batch(i, *batch, activation=joint.activation.lower()) for i in range(len(encoded)))
-    return torch.cat([score(utterance).coverage.flatten() for utterance in utterances]).mean().item()
+    output, vocabulary = joint.joint_net[-1], len(joint.vocabulary)
+    encoded, decoded = joint.project_encoder(encoded.transpose(1, 2)), joint.project_prednet(decoded.transpose(1, 2))
+    covered = []
+    for i in range(len(encoded)):
+        utterance = Utterance.of_batch(
+            i, encoded, decoded, output.weight, output.bias, transcripts, encoded_lengths, transcript_lengths,
+            joint.activation.lower(),
+        )  # fmt: skip
+        candidates = CandidateSet.of_batch(i, vocabulary, transcripts, transcript_lengths, negatives)
+        covered.append(candidate_coverage(utterance, candidates))
+    return torch.cat(covered).mean().item()

@@ -1,4 +1,4 @@
-"""What to change where the sample is poor: the size that would do, in words."""
+"""What to change where the sample is poor: the size that would do, found by trial, in words."""
 
 from __future__ import annotations
 
@@ -6,52 +6,62 @@ import math
 
 import torch
 
-from nemo_sampled_rnnt.meter.measure import Measurement
-from nemo_sampled_rnnt.sampling import SampledSoftmax
+from nemo_sampled_rnnt.meter.measure import Exact, Measurement
+from nemo_sampled_rnnt.meter.utterance import CandidateSet
+from nemo_sampled_rnnt.sampling import SampledSoftmax, draw_without_replacement
 
-POOR, GOOD = 0.9, 0.95  # of the exact softmax: below the first there is advice, which aims at the second
-PATIENCE = 3  # measurements: one is of one utterance, and a model that has learnt nothing yet has no likely labels
-ROUNDS = 60  # of bisection
+POOR, GOOD = 0.8, 0.9  # cosine with the exact gradient: below the first there is advice, which aims at the second
+PATIENCE = 3  # measurements in a row: one is of one utterance
+DRAWS = 3  # of each size that is tried
+LARGEST = 16_384  # negatives that are tried at most
 
 
 @torch.no_grad()
-def needed_size(
-    softmax: torch.Tensor, log_weights: torch.Tensor, positives: torch.Tensor, share: float = GOOD
+def sufficient_size(
+    exact: Exact, log_weights: torch.Tensor, positives: torch.Tensor, corrected: bool, size: int, seed: int = 0
 ) -> int | None:
-    """Negatives to draw so that the candidates are expected to cover `share` of the exact softmax.
-
-        q_j = 1 - exp(-p_j / c)      coverage(c) = sum of softmax over blank and positives + sum_j q_j softmax_j
-                                     size(c) = sum_j q_j
-
-    with p the sampler's distribution without the positives: q are the inclusion probabilities of Gumbel top-k at the
-    threshold log c, and c is found by bisection.
+    """Negatives with which the gradient's cosine would be GOOD, a mean over some draws: doubled, then halved.
 
     Args:
-        softmax: (V+1,) float, mean exact softmax, blank last.
+        exact: the utterance.
         log_weights: (V,) float, of the sampler.
         positives: (V,) bool, labels that are candidates anyhow.
-        share: of the softmax, in (0, 1).
+        corrected: as in training.
+        size: too few, >= 1.
+        seed: of the draws.
     Returns:
-        The size; 0 where the positives are enough, None where no size is (labels that are never drawn have too much).
-    Approximate: the number drawn at a threshold is random, its expectation is taken for it.
+        A size that is enough where a tenth less is not, or None: half the vocabulary, or LARGEST, is not enough.
+    Approximate: of one utterance, and of some draws.
     Source: ours.
     """
-    softmax = softmax.double()
-    labels = softmax[:-1].masked_fill(positives, 0)
-    p = log_weights.double().masked_fill(positives, -math.inf).softmax(dim=0)
-    certain = 1 - labels.sum()
-    if not certain + labels[p > 0].sum() >= share:
-        return None
-    low, high = p.new_tensor(-60.0), 40 - p[p > 0].log().min()  # of -log c: nothing is drawn, and everything
-    for _ in range(ROUNDS):
-        middle = (low + high) / 2
-        enough = certain - (labels * torch.expm1(-p * middle.exp())).sum() >= share
-        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
-    return math.ceil(-torch.expm1(-p * high.exp()).sum().item() - 1e-6)
+    most = min(LARGEST, len(positives) // 2)
+    generator = torch.Generator(device=log_weights.device).manual_seed(seed)
+
+    def enough(size: int) -> bool:
+        ids, log_q = draw_without_replacement(
+            log_weights.expand(DRAWS, -1), size, positives.expand(DRAWS, -1), generator
+        )
+        utterance = exact.utterance
+        sets = [
+            CandidateSet.of_draw(utterance.labels, positives, i, q, utterance.blank)
+            for i, q in zip(ids, log_q, strict=True)
+        ]
+        measured = [exact.compare(candidates, corrected) for candidates in sets]
+        return all(m is not None for m in measured) and sum(m.cosine for m in measured) >= GOOD * DRAWS
+
+    low, high = size, min(2 * size, most)
+    while not enough(high):
+        if high >= most:
+            return None
+        low, high = high, min(2 * high, most)
+    while high > 1.1 * low + 1:
+        middle = math.ceil(math.sqrt(low * high))
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
 
 
 class Adviser:
-    """Says what to change when measurements stay poor; once, until they were good again.
+    """Says what to change when measurements stay poor; once, until one is good again.
 
     Args:
         config: of the joint.
@@ -60,48 +70,41 @@ class Adviser:
 
     def __init__(self, config: SampledSoftmax, vocab_size: int):
         self.config, self.vocab_size = config, vocab_size
-        self._poor: list[tuple[Measurement, int | None, int]] = []
-        self._said = False
+        self._poor = 0  # measurements in a row
 
-    def __call__(self, measurement: Measurement, log_weights: torch.Tensor, positives: torch.Tensor) -> str | None:
-        """Advice, or None: the sample is good, or was before, or the same was said.
+    def __call__(
+        self, measurement: Measurement, exact: Exact, log_weights: torch.Tensor, positives: torch.Tensor
+    ) -> str | None:
+        """Advice, or None: the sample is good, or has not been poor for long, or it was said.
 
         Args:
             measurement: the newest.
-            log_weights, positives: (V,) of its set, as in :func:`needed_size`.
+            exact, log_weights, positives: of its utterance, as in :func:`sufficient_size`.
         """
-        if measurement.coverage >= POOR:
-            self._poor, self._said = [], False
+        self._poor = self._poor + 1 if measurement.cosine < POOR else 0
+        if self._poor != PATIENCE:
             return None
-        needed = needed_size(measurement.softmax, log_weights, positives)
-        self._poor = [*self._poor, (measurement, needed, 1 + int(positives.sum()))][-PATIENCE:]
-        if len(self._poor) < PATIENCE or self._said:
-            return None
-        self._said = True
-        return self._words()
+        known = 1 + int(positives.sum())
+        size = sufficient_size(
+            exact, log_weights, positives, self.config.correction, max(1, measurement.candidates - known)
+        )
+        return (
+            f"the candidates cover {100 * measurement.coverage:.1f} % of the exact softmax "
+            f"({100 * measurement.negative_coverage:.0f} % of what blank and labels leave), and the cosine between the "
+            f"gradient and the exact one is {measurement.cosine:.2f}, below {POOR} for {PATIENCE} measurements: "
+            + self._what_to_do(size, (known + (size or 0)) / measurement.candidates)
+        )
 
-    def _words(self) -> str:
-        measurements, sizes, _ = zip(*self._poor, strict=True)
-        coverage, cosine = (
-            sum(getattr(m, x) for m in measurements) / len(measurements) for x in ("coverage", "cosine")
-        )
-        needed = None if None in sizes else max(sizes)
-        problem = (
-            f"the candidates cover {100 * coverage:.0f} % of the exact softmax (gradient cosine {cosine:.2f}, last "
-            f"{len(measurements)} measurements): "
-        )
-        if needed is None:
-            return problem + "no n_samples is enough, since the sampler never draws labels that are likely: raise floor"
-        if needed >= self.vocab_size / 2:
-            other = "sampler: ctc, or " if self.config.sampler != "ctc" else ""
-            return problem + f"{needed:,} of {self.vocab_size:,} labels would be needed: use {other}the exact loss"
+    def _what_to_do(self, size: int | None, factor: float) -> str:
+        if size is None:
+            other = "" if self.config.sampler == "ctc" else "set sampler to ctc, or "
+            return f"{min(LARGEST, self.vocab_size // 2):,} negatives would not be enough; {other}train exactly"
         if self.config.auto:
-            factor = max((n + p) / m.candidates for m, n, p in self._poor)
-            return problem + f"raise max_logits above {_rounded(self.config.max_logits * factor):,}"
-        return problem + f"raise n_samples above {_rounded(needed):,}"
+            return f"raise max_logits above {rounded(factor * self.config.max_logits):,}"
+        return f"raise n_samples above {rounded(size):,}"
 
 
-def _rounded(size: float) -> int:
+def rounded(size: float) -> int:
     """Up to two digits that count: 871 becomes 880."""
-    step = 10 ** max(0, math.floor(math.log10(max(size, 1))) - 1)
+    step = 10 ** max(0, math.floor(math.log10(size)) - 1)
     return math.ceil(size / step) * step

@@ -7,8 +7,8 @@ import logging
 import torch
 
 from nemo_sampled_rnnt.meter.advice import Adviser
-from nemo_sampled_rnnt.meter.lattice import Utterance
-from nemo_sampled_rnnt.meter.measure import measure
+from nemo_sampled_rnnt.meter.measure import Exact
+from nemo_sampled_rnnt.meter.utterance import CandidateSet, Utterance
 from nemo_sampled_rnnt.sampling import Negatives, NegativeSampler
 
 logger = logging.getLogger("nemo_sampled_rnnt")
@@ -43,18 +43,23 @@ class Meter:
         Returns:
             What to log; nothing where the utterance has no finite loss, or memory is short.
         """
-        utterance = turn % len(targets)
+        b, vocabulary = turn % len(targets), self.sampler.vocab_size
         try:
             with torch.autocast(encoder.device.type, enabled=False):
-                one = Utterance.of_batch(
-                    utterance, encoder, predictor, weight, bias, targets, encoder_lengths, target_lengths, *negatives,
-                    activation,
-                )  # fmt: skip
-                measurement = measure(one, self.sampler.config.correction, seed=turn)
+                exact = Exact(
+                    Utterance.of_batch(
+                        b, encoder, predictor, weight, bias, targets, encoder_lengths, target_lengths, activation
+                    ),
+                    seed=turn,
+                )
+                if not exact.finite:
+                    return {}
+                candidates = CandidateSet.of_batch(b, vocabulary, targets, target_lengths, *negatives)
+                measurement = exact.compare(candidates, self.sampler.config.correction)
                 if measurement is None:
                     return {}
                 advice = self._advise(
-                    measurement, *self.sampler.distribution(targets, target_lengths, posteriors, utterance)
+                    measurement, exact, *self.sampler.distribution(targets, target_lengths, posteriors, b)
                 )
         except torch.OutOfMemoryError:
             logger.warning("no memory is left to measure the sampled softmax: set sampled_softmax.meter_every to 0")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from nemo_sampled_rnnt.meter import CandidateSet, Utterance
 from nemo_sampled_rnnt.sampling import NegativeSampler, SampledSoftmax
 
 LENGTHS, LABELS = (9, 13, 6), (4, 2, 0)
@@ -42,3 +43,12 @@ def posteriors(arguments, noise=0.5):
 def sampler(arguments, n_samples=7, **config):
     config = {"seed": 3, "sampler": "uniform"} | config
     return NegativeSampler(SampledSoftmax(n_samples, **config), len(arguments["weight"]) - 1)
+
+
+def pieces(arguments, drawn, b, activation="relu"):
+    """Utterance b and its candidate set."""
+    lengths = arguments["targets"], arguments["target_lengths"]
+    return (
+        Utterance.of_batch(b, *arguments.values(), activation),
+        CandidateSet.of_batch(b, len(arguments["weight"]) - 1, *lengths, *drawn),
+    )

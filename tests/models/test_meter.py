@@ -11,8 +11,12 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from tiny import fit
 
 NAMES = {
-    f"meter_{x}" for x in ("coverage", "gap", "corrected_gap", "cosine", "exact_loss", "sampled_loss", "candidates")
-}
+    f"meter_{name}"
+    for name in (
+        "coverage", "negative_coverage", "gap", "corrected_gap", "cosine", "cell_cosine", "exact_loss",
+        "sampled_loss", "candidates",
+    )
+}  # fmt: skip
 
 
 def build(tokenizer, speech, **sampled):
@@ -102,12 +106,14 @@ def test_every_label_covers_everything(tokenizer, speech):
     assert metrics["meter_cosine"] == pytest.approx(1, abs=1e-4)
 
 
-def test_poor_coverage_is_said_in_words(tokenizer, speech, caplog):
-    """A model that has learnt nothing finds every label likely."""
+def test_a_poor_sample_is_said_in_words(tokenizer, speech, caplog, monkeypatch):
+    """Here everything is called poor, and nothing good enough."""
+    monkeypatch.setattr("nemo_sampled_rnnt.meter.advice.POOR", 1.1)
+    monkeypatch.setattr("nemo_sampled_rnnt.meter.advice.GOOD", 1.1)
     with caplog.at_level(logging.WARNING, logger="nemo_sampled_rnnt"):
-        fit(build(tokenizer, speech, meter_every=1, n_samples=2), 4, limit_val_batches=0)
+        fit(build(tokenizer, speech, meter_every=1, sampler="uniform", n_samples=2), 4, limit_val_batches=0)
     assert caplog.text.count("sampled softmax: the candidates cover") == 1
-    assert "labels would be needed: use the exact loss" in caplog.text or "raise n_samples above" in caplog.text
+    assert "30 negatives would not be enough; set sampler to ctc, or train exactly" in caplog.text
 
 
 def test_utterance_without_a_finite_loss_is_not_measured(tokenizer, speech):
