@@ -11,7 +11,7 @@ import sys
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402 - the backend comes first
+from matplotlib import pyplot, ticker  # noqa: E402 - the backend comes first
 
 COLOURS = {
     ("uniform", "mean"): "tab:gray",
@@ -21,7 +21,7 @@ COLOURS = {
     ("ctc", "max"): "tab:purple",
 }
 PANELS = (  # title, column, correction, what stands on the axis
-    ("covered", "negative_coverage", "False", "share of what blank and labels leave of the exact softmax"),
+    ("covered", "negative_coverage", "False", "share of the exact softmax beside blank and labels"),
     ("loss, not corrected", "loss_gap", "False", "sampled / exact loss - 1"),
     ("gradient, not corrected", "cosine", "False", "cosine with the exact gradient at the hidden"),
     ("gradient, corrected", "cosine", "True", "cosine with the exact gradient at the hidden"),
@@ -45,6 +45,9 @@ def plot(rows: list[dict], path: str) -> None:
                     )
         panel.set(title=title, ylabel=what, xscale="log")
         panel.grid(alpha=0.3)
+    axes[0, 0].xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes[0, 0].xaxis.set_major_formatter("{x:g}")
+    axes[0, 0].xaxis.set_minor_formatter("")
     for panel in axes[1]:
         panel.set_xlabel("candidates")
     axes[0, 0].legend(fontsize="small", ncols=2)
