@@ -148,7 +148,7 @@ class NegativeSampler:
         return draw_without_replacement(log_weights, width, excluded, generator, inclusion, sizes)
 
     def _sizes(self, targets, target_lengths, frames: Frames | None, step: int):
-        """Negatives that a set has at most; under a budget also (G,) those that each has, V where it has all there are."""
+        """Negatives that a set has at most; under a budget also (G,) those that each has, V where it has all."""
         if not self.config.auto:
             return self.config.size(self.vocab_size, step), None
         batch, columns = targets.shape

@@ -147,3 +147,25 @@ def test_costs_less_than_two_percent_of_training(tokenizer, speech, monkeypatch)
     assert len(measurements) == len(steps) == 6
     forward = min(steps) - min(measurements)  # without backward and optimizer: less than a step
     assert min(measurements) / interval < 0.02 * forward
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [{"n_samples": 7}, {"n_samples": "auto", "max_logits": 20_000}], ids=["count", "auto"])
+@pytest.mark.parametrize("scope", ["utterance", "batch"])
+def test_on_cuda(scope, size, tokenizer, speech):
+    """Under autocast: the loss that is measured is about the one that is trained."""
+    model = build(tokenizer, speech, meter_every=1, correction=True, scope=scope, **size).cuda().train()
+    random = torch.Generator().manual_seed(0)
+    inputs = {
+        "encoder_outputs": torch.randn(1, 16, 24, generator=random),
+        "decoder_outputs": torch.randn(1, 12, 10, generator=random),
+        "encoder_lengths": torch.tensor([24]),
+        "transcripts": torch.arange(9)[None],
+        "transcript_lengths": torch.tensor([9]),
+        "ctc_posteriors": torch.full((1, 61), 1 / 61),
+    }
+    model.joint.step, model.joint.measuring = 0, True
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = model.joint(**{name: x.cuda() for name, x in inputs.items()})[0]
+    assert model.joint.measurement.keys() == NAMES
+    assert model.joint.measurement["meter_sampled_loss"] == pytest.approx(loss.item(), rel=0.03)
