@@ -116,3 +116,14 @@ def test_on_cuda(tmp_path):
     assert torch.tensor(found[0]["exact_loss"]).isfinite()
     for name, value in found[0].items():
         assert found[1][name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
+
+
+def test_picture_of_the_sets(tmp_path):
+    """It asserts that what it shows is the draw."""
+    run("docs/draw_sets.py", tmp_path / "sets.png")
+    assert (tmp_path / "sets.png").stat().st_size > 20_000
+
+
+def test_what_the_meter_costs():
+    said = run("benchmarks/meter_cost.py", "--device", "cpu", "--workloads", "tiny")
+    assert "tiny: joint and loss" in said and "at the default interval" in said
