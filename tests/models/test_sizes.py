@@ -150,3 +150,23 @@ def test_training_under_a_budget(tokenizer, speech):
     metrics = fit(model, 3).callback_metrics
     assert {"train_candidates_min", "train_candidates_max"} <= set(metrics)
     assert all(value.isfinite() for value in metrics.values())
+
+
+@pytest.mark.parametrize("sampled", [SCHEDULE, {"n_samples": "auto", "max_logits": 9000}], ids=["schedule", "budget"])
+def test_a_model_file_keeps_them(sampled, tokenizer, speech, tmp_path):
+    model = build(tokenizer, speech, **sampled)
+    model.save_to(str(tmp_path / "model.nemo"))
+    restored = EncDecSampledRNNTBPEModel.restore_from(str(tmp_path / "model.nemo"), map_location="cpu")
+    assert restored.joint.sampled_softmax == model.joint.sampled_softmax
+    assert fit(restored, 1, limit_val_batches=0).callback_metrics["train_loss"].isfinite()
+
+
+def test_schedule_on_the_command_line():
+    """Hydra's grammar, over a config that has a count."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from nemo_sampled_rnnt.sampling import SampledSoftmax
+
+    (override,) = OverridesParser.create().parse_overrides(["n_samples={0:5,20_000:9}"])
+    config = OmegaConf.merge({"n_samples": 512}, {"n_samples": override.value()})
+    assert SampledSoftmax.from_config(config).n_samples == {0: 5, 20_000: 9}
