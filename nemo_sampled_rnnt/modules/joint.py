@@ -236,7 +236,7 @@ class SampledRNNTJoint(RNNTJoint):
         return self.sampler(transcripts, transcript_lengths, posteriors, frames, self.step or 0, inclusion)
 
     def _measure(self, encoder, predictor, targets, encoder_lengths, target_lengths, negatives, posteriors):
-        """What the sample does to one utterance of the batch, for loggers."""
+        """What the sample does to one utterance of the batch, for loggers; rows beyond blank have no part in it."""
         if self._meter is None or self._meter.sampler is not self.sampler:
             self._meter = Meter(self.sampler)
         output, rows = self.joint_net[-1], self._vocab_size + 1
