@@ -25,6 +25,7 @@ class Options:
     reduction: str | None = "mean_batch"
     workspace_mib: int = 256
     impl: str = "auto"
+    max_logits: int | None = None  # more lattice cells times candidates in a batch are refused
 
 
 @dataclass(frozen=True)
