@@ -36,3 +36,7 @@ def export(source: Path, destination: Path, kind: str, overwrite: bool):
     click.echo(f"{destination}: {exported.target}, {len(exported.written)} tensors")
     if exported.left_out:
         click.echo(f"left out, {len(exported.left_out)} tensors of the CTC head: {', '.join(exported.left_out)}")
+
+
+if __name__ == "__main__":
+    main()

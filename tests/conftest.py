@@ -25,3 +25,19 @@ def fresh_seed():
     seed = int(os.environ.get("TEST_SEED", int.from_bytes(os.urandom(3), "big")))
     print(f"TEST_SEED={seed}")
     return seed
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    """One tokenizer for all tests of models."""
+    from tiny import make_tokenizer
+
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def speech(tmp_path_factory):
+    """One corpus of noise for all tests of models."""
+    from tiny import make_speech
+
+    return make_speech(tmp_path_factory.mktemp("speech"))

@@ -7,7 +7,9 @@ import torch
 from corpus import Utterances
 from kaldialign import edit_distance
 
-from nemo_sampled_rnnt.sampling import ctc_posteriors
+from nemo_sampled_rnnt.meter import CandidateSet, Utterance
+from nemo_sampled_rnnt.meter import coverage as candidate_coverage
+from nemo_sampled_rnnt.sampling import Frames, ctc_posteriors
 
 COVERED = 16  # utterances in the measurement of coverage
 
@@ -51,25 +53,18 @@ def coverage(model, utterances: Utterances) -> float:
     decoded, _, _ = model.decoder(targets=transcripts, target_length=transcript_lengths)
     joint, draws, posteriors = model.joint, model.joint.draws, None
     if joint.needs_ctc_posteriors:
-        posteriors = ctc_posteriors(model.ctc_log_probs(encoded), encoded_lengths)
-    negatives = joint.sampler(transcripts, transcript_lengths, posteriors).ids
+        posteriors = ctc_posteriors(model.ctc_log_probs(encoded), encoded_lengths, joint.sampled_softmax.frame_weights)
+    frames = Frames(encoded_lengths, encoded.shape[2])
+    negatives = joint.sampler(transcripts, transcript_lengths, posteriors, frames, joint.step or 0).ids
     joint.continue_draws(draws)
+    output, vocabulary = joint.joint_net[-1], len(joint.vocabulary)
     encoded, decoded = joint.project_encoder(encoded.transpose(1, 2)), joint.project_prednet(decoded.transpose(1, 2))
     covered = []
-    for i, (frames, labels) in enumerate(zip(encoded_lengths.tolist(), transcript_lengths.tolist(), strict=True)):
-        probabilities = joint.joint_after_projection(encoded[i : i + 1, :frames], decoded[i : i + 1, : labels + 1])
-        probabilities = probabilities.float().softmax(dim=-1)
-        drawn = negatives if negatives.dim() == 1 else negatives[i]
-        candidates = torch.zeros(probabilities.shape[-1], dtype=torch.bool, device=drawn.device)
-        candidates[drawn[drawn >= 0]] = True
-        candidates[_labels(transcripts, transcript_lengths, i, negatives.dim() == 1)] = True
-        candidates[-1] = True  # blank
-        covered.append(probabilities[..., candidates].sum(dim=-1).flatten())
+    for i in range(len(encoded)):
+        utterance = Utterance.of_batch(
+            i, encoded, decoded, output.weight, output.bias, transcripts, encoded_lengths, transcript_lengths,
+            joint.activation.lower(),
+        )  # fmt: skip
+        candidates = CandidateSet.of_batch(i, vocabulary, transcripts, transcript_lengths, negatives)
+        covered.append(candidate_coverage(utterance, candidates))
     return torch.cat(covered).mean().item()
-
-
-def _labels(transcripts, lengths, i: int, shared: bool) -> torch.Tensor:
-    """Those of the utterance, or of the batch where it shares one set of candidates."""
-    if not shared:
-        return transcripts[i, : lengths[i]]
-    return transcripts[torch.arange(transcripts.shape[1], device=transcripts.device) < lengths[:, None]]

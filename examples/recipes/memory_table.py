@@ -2,8 +2,9 @@
 
     python examples/recipes/memory_table.py aishell
 
-The batch is one of the last bucket, which needs the most: `train_ds.batch_duration` seconds of utterances whose
-durations are spread evenly from the last of `train_ds.bucket_duration_bins` to `train_ds.max_duration`.
+The batch is one of the last bucket, which needs the most: utterances whose durations are spread evenly from the last of
+`train_ds.bucket_duration_bins` to `train_ds.max_duration`, as many as fit in `train_ds.batch_duration` seconds when
+each is padded to the longest, which is how Lhotse counts.
 """
 
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import click
 from hydra import compose, initialize_config_dir
 
-from nemo_sampled_rnnt.joint_memory import full_softmax_memory, joint_memory
+from nemo_sampled_rnnt.joint_memory import JointMemory, full_softmax_memory, joint_memory
 from nemo_sampled_rnnt.loss.lattice import Lattice
 
 RECIPES = Path(__file__).parent
@@ -26,9 +27,20 @@ def longest_batch(config, labels_per_second: float) -> Lattice:
     data, encoder = config.model.train_ds, config.model.encoder
     frames_per_second = 1 / config.model.preprocessor.window_stride / encoder.subsampling_factor
     shortest, longest = data.bucket_duration_bins[-1], data.max_duration
-    utterances = int(2 * data.batch_duration / (shortest + longest))
+    utterances = int(data.batch_duration / longest)
     seconds = [longest - i * (longest - shortest) / (utterances - 1) for i in range(utterances)]
     return Lattice([int(frames_per_second * s) for s in seconds], [int(labels_per_second * s) for s in seconds])
+
+
+def memory(config, lattice: Lattice, vocabulary: int, sampled: bool) -> JointMemory:
+    """Of joint and loss with the sizes of a config, in a step of this batch; exact unless sampled."""
+    softmax, negatives = config.model.joint.sampled_softmax, None
+    if sampled:
+        negatives = round(softmax.n_samples * vocabulary) if softmax.n_samples < 1 else softmax.n_samples
+    return joint_memory(
+        lattice, vocabulary, config.model.model_defaults.joint_hidden, config.model.encoder.d_model, negatives,
+        scope=softmax.scope, workspace_mib=softmax.workspace_mib,
+    )  # fmt: skip
 
 
 def gib(size: int) -> str:
@@ -47,18 +59,14 @@ def table(corpus: str) -> str:
             for size in SIZES:
                 config = compose(size, [f"card={card}"])
                 lattice = longest_batch(config, labels_per_second)
-                sampled = config.model.joint.sampled_softmax
-                inputs = lattice, vocabulary, config.model.model_defaults.joint_hidden, config.model.encoder.d_model
-                options = {"scope": sampled.scope, "workspace_mib": sampled.workspace_mib}
-                negatives = round(sampled.n_samples * vocabulary) if sampled.n_samples < 1 else sampled.n_samples
                 batch = f"{lattice.utterances} up to {lattice.frames[0]} frames, {lattice.labels[0]} labels"
                 cells = [
                     card.replace("gb", " GB"),
                     size,
                     batch,
                     gib(full_softmax_memory(lattice, vocabulary)),
-                    gib(joint_memory(*inputs, **options).total),
-                    gib(joint_memory(*inputs, negatives, **options).total),
+                    gib(memory(config, lattice, vocabulary, sampled=False).total),
+                    gib(memory(config, lattice, vocabulary, sampled=True).total),
                 ]
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

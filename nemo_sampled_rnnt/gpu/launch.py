@@ -181,7 +181,11 @@ if SIMULATED:
         """mantissa x 2^exponent, for exponents that float32 has; 0 below."""
         return math.ldexp(mantissa, int(exponent)) if exponent > -127 else mantissa * 0.0
 
-    shrunk = times_power_of_2
+    def sum_of_powers(a, a_exponent, b, b_exponent):
+        """a 2^a_exponent + b 2^b_exponent, not normalised; of a sum 0 the exponent is at least NOTHING."""
+        exponent = max(a_exponent, b_exponent, NOTHING)
+        scaled = times_power_of_2(a, a_exponent - exponent) + times_power_of_2(b, b_exponent - exponent)
+        return scaled, exponent
 
     def normalised(mantissa, exponent):
         """The same number with a mantissa in [1, 2); (0, NOTHING) for 0."""
@@ -266,24 +270,30 @@ else:
     bits_of_single, single_of_bits = libdevice.float_as_int, libdevice.int_as_float
     bits_of_double, double_of_bits = libdevice.double_as_longlong, libdevice.longlong_as_double
 
+    # numba adds two int32 as int64, which a GPU does in two instructions or three: so int32() at every step.
+
     @device
     def times_power_of_2(mantissa, exponent):
         """mantissa x 2^exponent, for exponents that float32 has; 0 below."""
-        within = min(max(int32(exponent + int32(127)), int32(0)), int32(254))
+        within = libdevice.min(libdevice.max(int32(exponent + int32(127)), int32(0)), int32(254))
         return mantissa * libdevice.int_as_float(int32(within << int32(23)))
 
     @device
-    def shrunk(mantissa, exponent):
-        """The same, for exponents not above 0."""
-        within = max(int32(exponent + int32(127)), int32(0))
-        return mantissa * libdevice.int_as_float(int32(within << int32(23)))
+    def sum_of_powers(a, a_exponent, b, b_exponent):
+        """a 2^a_exponent + b 2^b_exponent, not normalised; of a sum 0 the exponent is at least NOTHING."""
+        exponent = libdevice.max(libdevice.max(a_exponent, b_exponent), int32(NOTHING))
+        a_within = libdevice.max(int32(int32(a_exponent - exponent) + int32(127)), int32(0))
+        b_within = libdevice.max(int32(int32(b_exponent - exponent) + int32(127)), int32(0))
+        a_scaled = a * libdevice.int_as_float(int32(a_within << int32(23)))
+        b_scaled = b * libdevice.int_as_float(int32(b_within << int32(23)))
+        return a_scaled + b_scaled, exponent
 
     @device
     def normalised(mantissa, exponent):
         """The same number with a mantissa in [1, 2); (0, NOTHING) for 0."""
         bits = libdevice.float_as_int(mantissa)
-        shift = int32((bits >> int32(23)) - int32(127))
-        within = libdevice.int_as_float(int32((bits & int32(0x007FFFFF)) | int32(0x3F800000)))
+        shift = int32(int32(bits >> int32(23)) - int32(127))
+        within = libdevice.int_as_float(int32(int32(bits & int32(0x007FFFFF)) | int32(0x3F800000)))
         return (within, int32(exponent + shift)) if mantissa > 0 else (mantissa, int32(NOTHING))
 
     def reduce_by_shuffles(combine, real, members: int):

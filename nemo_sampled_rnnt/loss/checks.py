@@ -203,8 +203,11 @@ def make_problem(
         candidates = replace(candidates, ids=ids, log_q=log_q)
     if durations:
         candidates = with_durations(candidates, vocabulary, durations, aligned(max(count) + durations))
+    lattice = Lattice(frames, labels)
+    if options.max_logits is not None:
+        _check_logits(lattice, count, options.max_logits)
     return Problem(
-        lattice=Lattice(frames, labels),
+        lattice=lattice,
         candidates=candidates,
         candidate_count=count,
         target_lengths=target_lengths,
@@ -212,6 +215,20 @@ def make_problem(
         seed=draw_seed(options.dropout),
         table=table,
     )
+
+
+def _check_logits(lattice: Lattice, count: list[int], max_logits: int) -> None:
+    """A sampler that keeps a budget exceeds it only where the sets are as small as they can be."""
+    cells = [t * (u + 1) for t, u in zip(lattice.frames, lattice.labels, strict=True)]
+    logits = [n * count[b if len(count) > 1 else 0] for b, n in enumerate(cells)]
+    if sum(logits) > max_logits:
+        b = max(range(len(cells)), key=logits.__getitem__)
+        raise ValueError(
+            f"max_logits is {max_logits:,}, but blank, the labels and the fewest negatives of the batch make "
+            f"{sum(logits):,} logits (lattice cells times candidates); most of them, {logits[b]:,}, are of "
+            f"utterance {b} with {lattice.frames[b]} frames and {lattice.labels[b]} labels: raise max_logits to at "
+            f"least {sum(logits):,}, or make the batch smaller"
+        )
 
 
 def _one_of(name: str, value, allowed: tuple) -> None:

@@ -28,6 +28,7 @@ class Options:
     durations: tuple[int, ...] | None = None
     sigma: float = 0.0
     omega: float = 0.0
+    max_logits: int | None = None  # more lattice cells times candidates in a batch are refused
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from nemo.collections.asr.parts.submodules.ctc_decoding import (
     CTCDecoding,
     CTCDecodingConfig,
 )
+from nemo.core.classes.mixins import AccessMixin
 from nemo.utils import logging
 from omegaconf import ListConfig, OmegaConf, open_dict
 
@@ -37,6 +38,7 @@ class CTCHeadMixin(InterCTCMixin):
             return
         if not is_hybrid(type(self)):
             self._build_ctc_head()
+        self._check_ctc_layer()
         if not 0 <= self.ctc_loss_weight <= 1:
             raise ValueError(f"aux_ctc.ctc_loss_weight must lie in [0, 1], got {self.ctc_loss_weight}")
         if self.ctc_loss_weight == 0 and self.joint.needs_ctc_posteriors:
@@ -80,6 +82,36 @@ class CTCHeadMixin(InterCTCMixin):
             return None
         # Frames that are not finite would reach the head's weights as 0 x NaN.
         return self.ctc_decoder(encoder_output=torch.where(finite_frames(encoded)[:, None], encoded, 0))
+
+    def _check_ctc_layer(self) -> None:
+        """The sampler may take its posteriors from a layer that InterCTC trains, and from no other."""
+        config = self.joint.sampled_softmax
+        if config is None or config.ctc_layer is None:
+            return
+        layers = list((self.cfg.get("interctc") or {}).get("apply_at_layers", ()))
+        if config.ctc_layer not in layers or not self.is_interctc_enabled():
+            raise ValueError(
+                f"joint.sampled_softmax.ctc_layer is {config.ctc_layer}, but interctc.apply_at_layers is {layers}: the "
+                "CTC head is trained on these layers only; name one of them, add this one, or set ctc_layer to null"
+            )
+
+    @torch.no_grad()
+    def inner_ctc_log_probs(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T, V+1) log-probs of the head at an inner layer of the encoder, and (B,) frames, of the last forward.
+
+        NeMo's ``get_captured_interctc_tensors`` scores all inner layers, with gradients: this scores one, without.
+        """
+        captured = {}
+        for registry in AccessMixin.get_module_registry(self.encoder).values():
+            captured |= registry
+        try:
+            (encoded,), (lengths,) = (captured[f"interctc/layer_{name}_{layer}"] for name in ("output", "length"))
+        except KeyError:
+            raise RuntimeError(
+                f"layer {layer} of the encoder left no output for sampled_softmax.ctc_layer: the encoder must be one "
+                "that NeMo's InterCTC knows, and the layer one of its own"
+            ) from None
+        return self.ctc_log_probs(encoded), lengths
 
     def add_ctc_loss(
         self, loss, encoded, log_probs, encoded_len, transcript, transcript_len, prefix: str, compute_wer: bool

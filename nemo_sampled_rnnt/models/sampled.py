@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from nemo_sampled_rnnt.models.config import has_tokenizer, prepare_config
 from nemo_sampled_rnnt.models.ctc_head import CTCHeadMixin
 from nemo_sampled_rnnt.models.export import StockExportMixin
+from nemo_sampled_rnnt.models.metering import MeteringMixin
 from nemo_sampled_rnnt.models.restore import RestoreMixin
 from nemo_sampled_rnnt.models.unigram import unigram_counts
 from nemo_sampled_rnnt.models.vocabulary import VocabularyMixin
@@ -19,7 +20,7 @@ from nemo_sampled_rnnt.models.weights import WeightsMixin
 from nemo_sampled_rnnt.sampling import ctc_posteriors
 
 
-class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMixin, StockExportMixin):
+class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMixin, MeteringMixin, StockExportMixin):
     """NeMo's steps, with the order of joint and CTC head turned round: the posteriors choose the sample.
 
         loss = (1 - ctc_loss_weight) rnnt_loss + ctc_loss_weight ctc_loss          (as NeMo's hybrid models)
@@ -47,6 +48,9 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
         trainer = getattr(self, "_trainer", None)
         step, every = (batch_nb, 1) if trainer is None else (trainer.global_step, trainer.log_every_n_steps)
         compute_wer = (step + 1) % every == 0
+        # Optimizer steps, not batches: all batches whose gradients are summed up get sets of the same size.
+        self.joint.step = 0 if trainer is None else trainer.global_step
+        self.joint.measuring = self.measures_now(self.joint.step)
 
         log_probs = self.ctc_log_probs(encoded)
         loss, wer, _, _ = self.joint(
@@ -76,6 +80,7 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
         if AccessMixin.is_access_enabled(self.model_guid):
             AccessMixin.reset_registry(self)
         self.log_dict(logs)
+        self.log_measurement(self.joint.measurement)
         if self._optim_normalize_joint_txu:
             self._optim_normalize_txu = [encoded_len.max(), transcript_len.max()]
         return {"loss": loss}
@@ -120,8 +125,13 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
         return encoded, encoded_len, transcript, transcript_len
 
     def _posteriors(self, log_probs, encoded_len) -> torch.Tensor | None:
-        """(B, V) mean CTC posterior of each label, where the sampler wants it."""
-        return ctc_posteriors(log_probs.detach(), encoded_len) if self.joint.needs_ctc_posteriors else None
+        """(B, V) CTC posterior of each label, where the sampler wants it."""
+        if not self.joint.needs_ctc_posteriors:
+            return None
+        config = self.joint.sampled_softmax
+        if config.ctc_layer is not None:
+            log_probs, encoded_len = self.inner_ctc_log_probs(config.ctc_layer)
+        return ctc_posteriors(log_probs.detach(), encoded_len, config.frame_weights)
 
     def on_fit_start(self):
         super().on_fit_start()

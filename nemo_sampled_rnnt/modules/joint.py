@@ -15,8 +15,9 @@ from nemo_sampled_rnnt.loss.finite import FiniteWatch
 from nemo_sampled_rnnt.loss.function import transducer_loss
 from nemo_sampled_rnnt.loss.problem import Options
 from nemo_sampled_rnnt.memory import Peak, peak_memory
+from nemo_sampled_rnnt.meter import Meter
 from nemo_sampled_rnnt.modules.nemo_loss import LossSettings, loss_settings
-from nemo_sampled_rnnt.sampling import Negatives, NegativeSampler, SampledSoftmax
+from nemo_sampled_rnnt.sampling import Frames, Negatives, NegativeSampler, SampledSoftmax
 
 
 class SampledRNNTJoint(RNNTJoint):
@@ -79,6 +80,10 @@ class SampledRNNTJoint(RNNTJoint):
         self._training_watch = FiniteWatch(agree=_any_rank)
         self._eval_watch = FiniteWatch()
         self._first_draw = 0
+        self.step: int | None = None  # optimizer steps so far, which the model sets at each batch; of the schedule
+        self.measuring = False  # the model asks for a measurement of this batch
+        self.measurement: dict[str, float] = {}
+        self._meter: Meter | None = None
         self.training_statistics: dict[str, torch.Tensor | float] = {}  # of the last batch, where WER was asked for
 
     @property
@@ -92,8 +97,13 @@ class SampledRNNTJoint(RNNTJoint):
 
     @property
     def needs_ctc_posteriors(self) -> bool:
-        """The sampler draws from the posteriors of a CTC head."""
-        return self.sampled_softmax is not None and self.sampled_softmax.sampler == "ctc"
+        """The sampler draws from the posteriors of a CTC head, now."""
+        return self.samples_now and self.sampled_softmax.sampler == "ctc"
+
+    @property
+    def samples_now(self) -> bool:
+        """Training is sampled, and its schedule has not come to exact training."""
+        return self.sampled_softmax is not None and not self.sampled_softmax.exact_at(self.step or 0)
 
     @property
     def needs_unigram_counts(self) -> bool:
@@ -173,13 +183,13 @@ class SampledRNNTJoint(RNNTJoint):
             if self.masking_prob > 0:  # HAINAN: the predictor is masked at random label positions
                 kept = torch.rand(*predictor.shape[:2], 1, device=predictor.device) > self.masking_prob
                 predictor = predictor * kept
-            if config is not None:
-                negatives = self.sampler(transcripts, transcript_lengths, posteriors)
+            negatives = self._draw(encoder.shape[1], encoder_lengths, transcripts, transcript_lengths, posteriors)
         output = self.joint_net[-1]
         logged = logged and self.training
         with peak_memory(encoder.device) if logged and encoder.is_cuda else contextlib.nullcontext() as peak:
+            projected = self._project_finite(encoder)
             loss, costs, candidates = transducer_loss(
-                self._project_finite(encoder),
+                projected,
                 predictor,
                 output.weight,
                 output.bias,
@@ -187,7 +197,7 @@ class SampledRNNTJoint(RNNTJoint):
                 encoder_lengths,
                 transcript_lengths,
                 negatives.ids,
-                negatives.log_prob,
+                negatives.log_prob if config is not None and config.correction else None,
                 Options(
                     activation=self.activation.lower(),
                     dropout=self._dropout() if self.training else 0.0,
@@ -199,16 +209,52 @@ class SampledRNNTJoint(RNNTJoint):
                     durations=settings.durations,
                     sigma=settings.sigma,
                     omega=settings.omega if self.training else 0.0,
+                    max_logits=config.max_logits if negatives.ids is not None else None,
                 ),
             )
         self.training_statistics = self._statistics(candidates, peak) if logged else {}
+        if self.training:
+            self.measurement = {}
+            if self.measuring and negatives.ids is not None:
+                lengths = encoder_lengths, transcript_lengths
+                self.measurement = self._measure(projected, predictor, transcripts, *lengths, negatives, posteriors)
         (self._training_watch if self.training and torch.is_grad_enabled() else self._eval_watch).submit(costs)
         return loss
 
+    def _draw(self, longest, encoder_lengths, transcripts, transcript_lengths, posteriors) -> Negatives:
+        """The negatives of a training batch; none where training is exact."""
+        config = self.sampled_softmax
+        if config is not None and config.scheduled and self.step is None:
+            raise ValueError(
+                f"sampled_softmax has a schedule (n_samples {config.n_samples}, full_after {config.full_after}), but "
+                "the joint does not know the step: use a model class of this package, or set joint.step at each batch"
+            )
+        if not self.samples_now:
+            return Negatives(None, None)
+        frames = Frames(encoder_lengths, longest) if config.auto else None
+        inclusion = config.correction or self.measuring
+        return self.sampler(transcripts, transcript_lengths, posteriors, frames, self.step or 0, inclusion)
+
+    def _measure(self, encoder, predictor, targets, encoder_lengths, target_lengths, negatives, posteriors):
+        """What the sample does to one utterance of the batch, for loggers; rows beyond blank have no part in it."""
+        if self._meter is None or self._meter.sampler is not self.sampler:
+            self._meter = Meter(self.sampler)
+        output, rows = self.joint_net[-1], self._vocab_size + 1
+        turn = (self.step or 0) // max(1, self.sampled_softmax.meter_every)
+        return self._meter(
+            encoder.detach(), predictor.detach(), output.weight[:rows], output.bias[:rows], targets, encoder_lengths,
+            target_lengths, negatives, posteriors, self.activation.lower(), turn,
+        )  # fmt: skip
+
     def _statistics(self, counts: list[int], peak: Peak | None):
         """What training logs: candidates in a set, their share of the vocabulary, and on a GPU the measured memory."""
-        candidates = torch.tensor(counts, dtype=torch.float32).mean()
+        counts, config = torch.tensor(counts, dtype=torch.float32), self.sampled_softmax
+        candidates = counts.mean()
         statistics = {"train_candidates": candidates, "train_candidate_share": candidates / (self._vocab_size + 1)}
+        if config is not None and config.auto:
+            statistics |= {"train_candidates_min": counts.min(), "train_candidates_max": counts.max()}
+        if self._sampler is not None and self._sampler.uniform_instead is not None:
+            statistics["train_drawn_uniformly"] = self._sampler.uniform_instead.float()
         return statistics if peak is None else statistics | {"train_joint_memory_mib": peak.mib}
 
     def _project_finite(self, encoder: torch.Tensor) -> torch.Tensor:

@@ -3,9 +3,10 @@
 from .config import SampledSoftmax
 from .distributions import ctc_posteriors, load_unigram_counts
 from .gumbel import draw_without_replacement
-from .sampler import Negatives, NegativeSampler
+from .sampler import Frames, Negatives, NegativeSampler
 
 __all__ = [
+    "Frames",
     "NegativeSampler",
     "Negatives",
     "SampledSoftmax",

@@ -4,6 +4,8 @@ import os
 
 import torch
 
+FRAME_WEIGHTS = ("mean", "nonblank", "max")
+
 
 def uniform(vocab_size: int, device: torch.device | str | None = None) -> torch.Tensor:
     """Log-weights of the uniform distribution.
@@ -57,8 +59,13 @@ def ctc(posteriors: torch.Tensor, floor: float) -> torch.Tensor:
     """
     mass = posteriors.float().clamp_min(0)
     total = mass.sum(dim=1, keepdim=True)
-    usable = total.isfinite() & (total > 0)
-    return _with_floor(torch.where(usable, mass / total, 1 / mass.shape[1]), floor)
+    return _with_floor(torch.where(usable(posteriors).unsqueeze(1), mass / total, 1 / mass.shape[1]), floor)
+
+
+def usable(posteriors: torch.Tensor) -> torch.Tensor:
+    """(B,) bool: the posteriors (B, V) of an utterance are finite and have mass; the others count as uniform."""
+    total = posteriors.float().clamp_min(0).sum(dim=1)
+    return total.isfinite() & (total > 0)
 
 
 def _with_floor(probabilities: torch.Tensor, floor: float) -> torch.Tensor:
@@ -67,16 +74,19 @@ def _with_floor(probabilities: torch.Tensor, floor: float) -> torch.Tensor:
 
 
 @torch.no_grad()
-def ctc_posteriors(log_probs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Mean posterior of each label over the valid frames of an utterance.
+def ctc_posteriors(log_probs: torch.Tensor, lengths: torch.Tensor, frame_weights: str = "mean") -> torch.Tensor:
+    """One posterior for each label, joined from those of the valid frames of an utterance.
 
-        posteriors[b, k] = 1 / T_b  sum over t < T_b of exp(log_probs[b, t, k]),   k < V
+        mean         1 / T_b  sum_t p[t, k]
+        nonblank     sum_t w_t p[t, k] / sum_t w_t,   w_t = 1 - p[t, blank]
+        max          max_t p[t, k]                                              t < T_b,  k < V
 
     Args:
         log_probs: (B, T, V + 1) float, log-softmax of the CTC head, blank last; frames from T_b on may hold anything.
         lengths: (B,) int, T_b in frames, on the device of `log_probs`.
-    Returns: (B, V) float32, no gradient; a row sums to 1 less the mean posterior of blank; 0 where T_b is 0.
-    Raises: ValueError: shapes that do not fit.
+        frame_weights: "mean", "nonblank" or "max".
+    Returns: (B, V) float32, no gradient; 0 where T_b is 0. A row of "mean" sums to 1 less the mean posterior of blank.
+    Raises: ValueError: shapes that do not fit, or another way of joining.
     Exact. One utterance at a time, so that beside `log_probs` only (T, V) floats are held; never waits for a GPU.
     Source: ours (the paper's abstract names the CTC distributions, not how frames are joined).
     """
@@ -85,14 +95,27 @@ def ctc_posteriors(log_probs: torch.Tensor, lengths: torch.Tensor) -> torch.Tens
             "ctc_posteriors: expected log_probs (B, T, V + 1) and lengths (B,), got shapes "
             f"{tuple(log_probs.shape)} and {tuple(lengths.shape)}"
         )
+    if frame_weights not in FRAME_WEIGHTS:
+        raise ValueError(
+            f"ctc_posteriors: expected frame_weights {', '.join(map(repr, FRAME_WEIGHTS))}, got {frame_weights!r}"
+        )
     batch, n_frames, n_columns = log_probs.shape
     beyond = torch.arange(n_frames, device=log_probs.device) >= lengths.unsqueeze(1)
-    posteriors = torch.empty((batch, n_columns - 1), dtype=torch.float32, device=log_probs.device)
-    for b in range(batch):
+    posteriors = torch.zeros((batch, n_columns - 1), dtype=torch.float32, device=log_probs.device)
+    for b in range(batch if n_frames else 0):
         # filled, not multiplied by 0: 0 * NaN is NaN
-        frames = log_probs[b, :, :-1].masked_fill(beyond[b].unsqueeze(1), -torch.inf)
-        posteriors[b] = frames.float().exp_().sum(dim=0)
-    return posteriors / lengths.clamp(1, max(1, n_frames)).unsqueeze(1)
+        frames = log_probs[b].masked_fill(beyond[b].unsqueeze(1), -torch.inf).float().exp_()
+        labels, blank = frames[:, :-1], frames[:, -1]
+        if frame_weights == "max":
+            posteriors[b] = labels.amax(dim=0)
+        elif frame_weights == "nonblank":
+            weights = torch.where(beyond[b], 0, 1 - blank)
+            posteriors[b] = (weights @ labels) / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
+        else:
+            posteriors[b] = labels.sum(dim=0)
+    if frame_weights == "mean":
+        posteriors /= lengths.clamp(1, max(1, n_frames)).unsqueeze(1)
+    return posteriors
 
 
 def load_unigram_counts(path: str | os.PathLike, vocabulary, vocab_size: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ def draw_without_replacement(
     excluded: torch.Tensor | None = None,
     generator: torch.Generator | None = None,
     inclusion: bool = True,
+    sizes: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Draw k labels without replacement in each group, with each one's log inclusion probability.
 
@@ -27,8 +28,10 @@ def draw_without_replacement(
         excluded: (G, V) bool, True is never drawn; None excludes nothing.
         generator: on the device of `log_weights`; None for torch's own.
         inclusion: the probabilities are asked for.
+        sizes: (G,) int64 on the device of `log_weights`, labels to draw in each group, from 0 to k; None: k in all. A
+            group's kappa is then its own (k_g + 1)-th key.
     Returns:
-        ids (G, k) int64, distinct, largest key first, -1 where fewer than k can be drawn;
+        ids (G, k) int64, distinct, largest key first, -1 where fewer than k are to be, or can be drawn;
         log_inclusion (G, k) float32, log q_j, 0 where the id is -1; None where not asked for.
     Raises:
         ValueError: k below 1.
@@ -49,9 +52,12 @@ def draw_without_replacement(
     if k >= vocab_size:  # room for all k and the threshold after them
         keys = torch.nn.functional.pad(keys, (0, k + 1 - vocab_size), value=-math.inf)
     keys, ids = keys.topk(k + 1, dim=1)
-    keys, kappa, ids = keys[:, :k], keys[:, k:], ids[:, :k]
+    kappa = keys[:, k:] if sizes is None else keys.gather(1, sizes.unsqueeze(1))
+    keys, ids = keys[:, :k], ids[:, :k]
 
     drawn = keys > -math.inf
+    if sizes is not None:
+        drawn &= torch.arange(k, device=keys.device) < sizes.unsqueeze(1)
     ids = torch.where(drawn, ids, -1)
     if not inclusion:
         return ids, None

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import distributions
+from . import budget, distributions
 from .config import SampledSoftmax
 from .cuda import draws_by_kernels
 from .gumbel import draw_without_replacement
@@ -19,6 +19,16 @@ class Negatives(NamedTuple):
 
     ids: torch.Tensor
     log_prob: torch.Tensor | None
+
+
+class Frames(NamedTuple):
+    """What a budget must know of the encoder's side.
+
+    lengths: (B,) int, valid frames; longest: frames of the padded batch.
+    """
+
+    lengths: torch.Tensor
+    longest: int
 
 
 class NegativeSampler:
@@ -44,8 +54,8 @@ class NegativeSampler:
         self.config = config
         self.vocab_size = vocab_size
         self.rank = rank
-        self.size = config.size(vocab_size)
         self.draws = 0
+        self._unusable = None  # (1,) int64, on the device of the last draw
         self._fixed = None  # log-weights (V,) that no batch changes, on the device of the last draw
         if config.sampler == "uniform":
             self._fixed = distributions.uniform(vocab_size)
@@ -59,7 +69,13 @@ class NegativeSampler:
 
     @torch.no_grad()
     def __call__(
-        self, targets: torch.Tensor, target_lengths: torch.Tensor, posteriors: torch.Tensor | None = None
+        self,
+        targets: torch.Tensor,
+        target_lengths: torch.Tensor,
+        posteriors: torch.Tensor | None = None,
+        frames: Frames | None = None,
+        step: int = 0,
+        inclusion: bool | None = None,
     ) -> Negatives:
         """Draw the negatives of a batch, and count the draw.
 
@@ -68,25 +84,39 @@ class NegativeSampler:
             target_lengths: (B,) int, in labels.
             posteriors: (B, V) float, CTC posteriors; read by the sampler "ctc" alone. An utterance whose posteriors are
                 not finite is drawn for uniformly.
+            frames: needed by n_samples "auto".
+            step: optimizer step, of a schedule.
+            inclusion: whether log_prob is wanted; None: where the config asks for the correction. The draw is the same.
         Returns:
             Negatives: scope "utterance": ids (B, k), without the utterance's own labels; "batch": ids (k,), without any
-            label of the batch, from the mean of the utterances' distributions. k = min(n_samples, V).
+            label of the batch, from the mean of the utterances' distributions. k = min(n_samples, V); with "auto" the
+            most that any set may have, and -1 behind those that a set has.
         Raises:
-            ValueError: `ctc` without posteriors, or shapes that do not fit.
+            ValueError: `ctc` without posteriors, `auto` without frames, or shapes that do not fit.
         Never waits for a GPU, but for moving the unigram weights there at the first draw.
         """
-        self._check(targets, target_lengths, posteriors)
+        self._check(targets, target_lengths, posteriors, frames)
         together = self.config.scope == "batch"
         seed = torch.initial_seed() if self.config.seed is None else self.config.seed
         seed = mixed_seed(seed, self.rank, self.draws)
+        width, sizes = self._sizes(targets, target_lengths, frames, step)
+        if self.config.sampler == "ctc" and (self._unusable is None or self._unusable.device != targets.device):
+            self._unusable = torch.zeros(1, dtype=torch.int64, device=targets.device)
         draw = self._draw_by_kernels if draws_by_kernels(targets.device.type) else self._draw_by_torch
-        ids, log_prob = draw(targets, target_lengths, posteriors, together, seed)
+        inclusion = self.config.correction if inclusion is None else inclusion
+        ids, log_prob = draw(targets, target_lengths, posteriors, width, sizes, seed, inclusion)
         self.draws += 1
         if together:
             ids, log_prob = ids[0], None if log_prob is None else log_prob[0]
         return Negatives(ids, log_prob)
 
-    def _draw_by_kernels(self, targets, target_lengths, posteriors, together: bool, seed: int):
+    @property
+    def uniform_instead(self) -> torch.Tensor | None:
+        """() int64 on the device: utterances so far that were drawn for uniformly, since their CTC posteriors were not
+        finite, or empty. None where none was drawn for by CTC."""
+        return None if self._unusable is None else self._unusable[0]
+
+    def _draw_by_kernels(self, targets, target_lengths, posteriors, width: int, sizes, seed: int, inclusion: bool):
         from .cuda.draw import draw_negatives  # imports numba
 
         if self._fixed is not None:
@@ -94,32 +124,65 @@ class NegativeSampler:
         return draw_negatives(
             targets,
             target_lengths,
-            self.size,
+            width,
             self.vocab_size,
             seed,
-            together,
+            self.config.scope == "batch",
             log_weights=self._fixed if self.config.sampler == "unigram" else None,
             posteriors=posteriors if self.config.sampler == "ctc" else None,
             floor=self.config.floor,
-            inclusion=self.config.correction,
+            inclusion=inclusion,
+            sizes=sizes,
+            unusable=self._unusable,
         )
 
-    def _draw_by_torch(self, targets, target_lengths, posteriors, together: bool, seed: int):
-        log_weights = self._log_weights(targets, posteriors)
-        if together and len(log_weights) > 1:
-            # logarithm of the mean, less a constant, which weights of any scale may lack
-            log_weights = log_weights.logsumexp(dim=0, keepdim=True)
-        excluded = self._labels(targets, target_lengths, together)
+    def _draw_by_torch(self, targets, target_lengths, posteriors, width: int, sizes, seed: int, inclusion: bool):
+        log_weights = self._log_weights(targets, posteriors, width)
+        if self.config.sampler == "ctc":
+            self._unusable += (~distributions.usable(posteriors)).sum()
+        if sizes is not None:  # where everything comes, also what the distribution gives no mass
+            log_weights = log_weights.masked_fill((sizes >= self.vocab_size).unsqueeze(1), 0)
+            sizes = sizes.clamp_max(width)
+        excluded = self._labels(targets, target_lengths, self.config.scope == "batch")
         generator = torch.Generator(device=targets.device).manual_seed(seed)
-        return draw_without_replacement(log_weights, self.size, excluded, generator, inclusion=self.config.correction)
+        return draw_without_replacement(log_weights, width, excluded, generator, inclusion, sizes)
 
-    def _log_weights(self, targets, posteriors) -> torch.Tensor:
-        """(B, V) log-weights with the floor in them; (1, V) where the batch has one distribution and wants one."""
+    def _sizes(self, targets, target_lengths, frames: Frames | None, step: int):
+        """Negatives that a set has at most; under a budget also (G,) those that each has, V where it has all."""
+        if not self.config.auto:
+            return self.config.size(self.vocab_size, step), None
+        batch, columns = targets.shape
+        together, limit = self.config.scope == "batch", self.config.max_logits
+        width = budget.widest(limit, batch * frames.longest * (columns + 1), self.vocab_size)
+        # wrong lengths are the loss's to name: here they would stop the GPU
+        lengths, label_lengths = frames.lengths.long().clamp(1, frames.longest), target_lengths.long().clamp(0, columns)
+        cells, merit = lengths * (label_lengths + 1), budget.merit(lengths, label_lengths)
+        if together:
+            cells, merit = cells.sum(dim=0, keepdim=True), merit[:1]
+        positives = 1 + self._labels(targets, target_lengths, together).sum(dim=1)  # blank is one
+        least, most = ((positives + n).clamp_max(self.vocab_size + 1) for n in (budget.LEAST_NEGATIVES, width))
+        candidates = budget.allot(limit, cells, merit, least, most)
+        return width, torch.where(candidates > self.vocab_size, self.vocab_size, candidates - positives)
+
+    @torch.no_grad()
+    def distribution(self, targets, target_lengths, posteriors, utterance: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the set of an utterance is drawn from: (V,) log-weights; and (V,) bool, labels that are in it anyhow.
+
+        The other arguments are those of :meth:`__call__`.
+        """
+        group = 0 if self.config.scope == "batch" else utterance
+        excluded = self._labels(targets, target_lengths, self.config.scope == "batch")
+        return self._log_weights(targets, posteriors, width=0)[group], excluded[group]
+
+    def _log_weights(self, targets, posteriors, width: int) -> torch.Tensor:
+        """(G, V) log-weights of each set, with the floor in them."""
         batch = 1 if self.config.scope == "batch" else len(targets)
-        if self.size == self.vocab_size:  # everything comes, also what the distribution gives no mass
+        if width == self.vocab_size and not self.config.auto:  # everything comes, also what has no mass
             return distributions.uniform(self.vocab_size, targets.device).expand(batch, -1)
         if self.config.sampler == "ctc":
-            return distributions.ctc(posteriors, self.config.floor)
+            log_weights = distributions.ctc(posteriors, self.config.floor)
+            # logarithm of the mean, less a constant, which weights of any scale may lack
+            return log_weights.logsumexp(dim=0, keepdim=True) if batch == 1 else log_weights
         self._fixed = self._fixed.to(targets.device)
         return self._fixed.expand(batch, -1)
 
@@ -137,12 +200,14 @@ class NegativeSampler:
         labels = torch.zeros((len(columns), self.vocab_size + 1), dtype=torch.bool, device=targets.device)
         return labels.scatter_(1, columns, True)[:, :-1]
 
-    def _check(self, targets, target_lengths, posteriors):
+    def _check(self, targets, target_lengths, posteriors, frames):
         if targets.dim() != 2 or target_lengths.shape != targets.shape[:1]:
             raise ValueError(
                 "NegativeSampler: expected targets (B, U) and target_lengths (B,), got shapes "
                 f"{tuple(targets.shape)} and {tuple(target_lengths.shape)}"
             )
+        if self.config.auto and frames is None:
+            raise ValueError("NegativeSampler: n_samples auto needs the frames of the batch, got None; pass Frames")
         devices = [x.device for x in (targets, target_lengths, posteriors) if x is not None]
         if len(set(devices)) > 1:
             raise ValueError(

@@ -10,7 +10,7 @@ from nemo.collections.asr.models import EncDecCTCModelBPE
 from nemo.core.classes import common
 from omegaconf import OmegaConf
 from scripts import ON_CPU, ROOT, run
-from tiny import fit, make_speech, make_tokenizer
+from tiny import fit, make_tokenizer
 
 from nemo_sampled_rnnt.modules import SampledRNNTJoint
 
@@ -24,16 +24,6 @@ def script():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="module")
-def speech(tmp_path_factory):
-    return make_speech(tmp_path_factory.mktemp("speech"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")

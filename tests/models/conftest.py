@@ -1,7 +1,6 @@
-"""One tokenizer and one corpus of noise for all tests, and NeMo's log lines left out."""
+"""NeMo's log lines left out, and the corpus of noise as a list of files."""
 
 import pytest
-from tiny import make_speech, make_tokenizer
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -14,16 +13,6 @@ def quiet():
     logging.setLevel(logging.ERROR)
     python_logging.getLogger("lightning.pytorch").setLevel(python_logging.ERROR)
     warnings.filterwarnings("ignore")
-
-
-@pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory):
-    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture(scope="session")
-def speech(tmp_path_factory):
-    return make_speech(tmp_path_factory.mktemp("speech"))
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,9 @@ class Watched(EncDecSampledRNNTBPEModel):
         original = sampler.__call__
         try:
             sampler.__call__ = lambda *call: note("negatives", original(*call))
-            return super().training_step(batch, batch_nb)
+            result = super().training_step(batch, batch_nb)
+            note("measured", self.joint.measurement)
+            return result
         finally:
             sampler.__call__ = original
 
@@ -55,6 +57,7 @@ def build():
     # Batches of 5 utterances on rank 0 and of 2 on rank 1: NeMo's joint would take 3 sub-batches here and 1 there.
     config = make_config(tokenizer, folder / f"rank{rank}_manifest.json", fused_batch_size=2)
     config.train_ds.batch_size = config.validation_ds.batch_size = 5 if rank == 0 else 2
+    config.joint.sampled_softmax.meter_every = 2
     torch.manual_seed(0)  # the same seed on all ranks, as Lightning's seed_everything sets it
     return Watched(config)
 

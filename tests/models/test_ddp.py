@@ -83,6 +83,14 @@ def test_ranks_draw_different_negatives(reports):
     assert steps[0] != steps[1] != steps[2]
 
 
+def test_ranks_measure_at_the_same_steps_and_each_for_itself(reports):
+    measured = [[step["measured"] for step in report["steps"]] for report in reports]
+    for steps in measured:
+        assert [bool(step) for step in steps] == [False, True, False]
+    assert measured[0][1].keys() == measured[1][1].keys() != set()
+    assert measured[0][1]["meter_exact_loss"] != measured[1][1]["meter_exact_loss"]
+
+
 def test_rank_without_a_finite_loss_stops_all_together(reports):
     for report in reports:
         assert "no utterance of a batch has a finite loss" in report["error"]

@@ -56,6 +56,9 @@ def test_trains(options, tokenizer, speech, tmp_path):
     if has_ctc:
         expected |= {"train_rnnt_loss", "train_ctc_loss", "training_batch_wer_ctc"}
         expected |= {"val_rnnt_loss", "val_ctc_loss", "val_wer_ctc"}
+    if options["sampler"] == "ctc":
+        expected |= {"train_drawn_uniformly"}
+        assert trainer.callback_metrics["train_drawn_uniformly"] == 0
     assert logged == expected
     assert all(value.isfinite() for value in trainer.callback_metrics.values())
     share, candidates = (trainer.callback_metrics[f"train_candidate{x}"] for x in ("_share", "s"))

@@ -133,8 +133,28 @@ def run_sampler():
     assert log_q.eq(0).all()
 
 
+def run_budget():
+    """Under a budget the kernels draw as many labels for each set as torch does."""
+    vocab_size = 23
+    targets, lengths, posteriors = batch(vocab_size)
+    posteriors[1] = float("nan")
+    frames = sampler.Frames(torch.tensor([11, 4, 7]), 11)
+    for scope, max_logits in (("utterance", 900), ("batch", 900), ("utterance", 10**6), ("utterance", 1)):
+        config = SampledSoftmax("auto", max_logits=max_logits, scope=scope, correction=True, seed=5)
+        drawn = []
+        for by_kernels in (True, False):
+            sampler.draws_by_kernels = lambda device_type, by_kernels=by_kernels: by_kernels
+            draw = NegativeSampler(config, vocab_size)
+            drawn.append(draw(targets, lengths, posteriors, frames))
+            assert draw.uniform_instead == 1
+        ours, torchs = drawn
+        assert torch.equal(ours.ids >= 0, torchs.ids >= 0)
+        assert ours.log_prob[ours.ids < 0].eq(0).all() and ours.log_prob.isfinite().all()
+
+
 def main():
-    jobs = {name: (check, case) for name, case in CASES.items()} | {"sampler": (run_sampler, {})}
+    jobs = {name: (check, case) for name, case in CASES.items()}
+    jobs |= {"sampler": (run_sampler, {}), "budget": (run_budget, {})}
     failures = 0
     for name, (job, case) in jobs.items():
         try:

@@ -35,7 +35,7 @@ def run_script(name: str, **environment) -> list[str]:
 
 def test_cases_in_the_simulator():
     lines = run_script("simulator_cases.py", NUMBA_ENABLE_CUDASIM="1")
-    assert sum(line.startswith("ok ") for line in lines) == 25
+    assert sum(line.startswith("ok ") for line in lines) == 26
 
 
 @pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda with NVRTC is not installed")

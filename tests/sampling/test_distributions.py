@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nemo_sampled_rnnt.sampling import ctc_posteriors, load_unigram_counts
-from nemo_sampled_rnnt.sampling.distributions import ctc, uniform, unigram
+from nemo_sampled_rnnt.sampling.distributions import FRAME_WEIGHTS, ctc, uniform, unigram
 
 
 def log_probs(batch=3, n_frames=11, n_columns=8, seed=0, dtype=torch.float64):
@@ -105,29 +105,73 @@ def test_posteriors_are_the_mean_over_valid_frames(dtype, tolerance):
         torch.testing.assert_close(posteriors[b], expected, rtol=tolerance, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-6), (torch.float32, 1e-6), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)],
+)
+def test_frames_weighted_by_speech_and_by_their_maximum(dtype, tolerance):
+    frames, lengths = log_probs(seed=1), torch.tensor([11, 4, 1])
+    by_speech, highest = (ctc_posteriors(frames.to(dtype), lengths, weights) for weights in ("nonblank", "max"))
+    for b, length in enumerate(lengths):
+        p = frames[b, :length].exp()
+        speech = 1 - p[:, 7]
+        expected = (speech[:, None] * p[:, :7]).sum(0) / speech.sum()
+        torch.testing.assert_close(by_speech[b], expected.float(), rtol=tolerance, atol=1e-6)
+        torch.testing.assert_close(highest[b], p[:, :7].amax(0).float(), rtol=tolerance, atol=1e-6)
+    mean = ctc_posteriors(frames, lengths)
+    assert not torch.allclose(by_speech[0], mean[0], rtol=0.05) and not torch.allclose(highest[0], mean[0], rtol=0.05)
+
+
+def test_a_frame_of_silence_counts_less_when_weighted():
+    """Nine frames of blank with a trace of label 0, one of label 1: the mean hardly sees label 1's lead."""
+    p = torch.full((1, 10, 3), 0.0)
+    p[0, :9] = torch.tensor([0.09, 0.01, 0.9])
+    p[0, 9] = torch.tensor([0.05, 0.85, 0.1])
+    ratio = {}
+    for weights in FRAME_WEIGHTS:
+        label_0, label_1 = ctc_posteriors(p.log(), torch.tensor([10]), weights)[0]
+        ratio[weights] = (label_1 / label_0).item()
+    assert ratio["mean"] < 1.1 and ratio["nonblank"] > 5 and ratio["max"] > 9
+
+
+@pytest.mark.parametrize("weights", FRAME_WEIGHTS)
+def test_all_blank_has_no_mass(weights):
+    frames = torch.full((1, 5, 4), -math.inf)
+    frames[..., -1] = 0
+    assert torch.equal(ctc_posteriors(frames, torch.tensor([5]), weights), torch.zeros(1, 3))
+
+
+def test_unknown_frame_weights():
+    with pytest.raises(ValueError, match="expected frame_weights 'mean', 'nonblank', 'max', got 'median'"):
+        ctc_posteriors(log_probs(), torch.tensor([3, 4, 5]), "median")
+
+
+@pytest.mark.parametrize("weights", FRAME_WEIGHTS)
 @pytest.mark.parametrize("padding", [math.nan, math.inf, -math.inf, 3e38])
-def test_posteriors_ignore_frames_beyond_lengths(padding):
+def test_posteriors_ignore_frames_beyond_lengths(padding, weights):
     frames, lengths = log_probs(dtype=torch.float32), torch.tensor([11, 4, 1])
-    clean = ctc_posteriors(frames, lengths)
+    clean = ctc_posteriors(frames, lengths, weights)
     for b, length in enumerate(lengths):
         frames[b, length:] = padding
     before = frames.clone()
-    assert torch.equal(ctc_posteriors(frames, lengths), clean)
+    assert torch.equal(ctc_posteriors(frames, lengths, weights), clean)
     assert torch.equal(frames.nan_to_num(7.0), before.nan_to_num(7.0)), "the input is left as it was"
 
 
-def test_posteriors_keep_to_their_utterance():
+@pytest.mark.parametrize("weights", FRAME_WEIGHTS)
+def test_posteriors_keep_to_their_utterance(weights):
     frames = log_probs(dtype=torch.float32)
-    clean = ctc_posteriors(frames, torch.tensor([11, 4, 5]))
+    clean = ctc_posteriors(frames, torch.tensor([11, 4, 5]), weights)
     frames[1, 2] = math.nan
-    posteriors = ctc_posteriors(frames, torch.tensor([11, 4, 5]))
+    posteriors = ctc_posteriors(frames, torch.tensor([11, 4, 5]), weights)
     assert posteriors[1].isnan().all()
     assert torch.equal(posteriors[[0, 2]], clean[[0, 2]])
 
 
-def test_posteriors_of_no_frames():
-    assert torch.equal(ctc_posteriors(log_probs(), torch.tensor([0, 0, 0])), torch.zeros(3, 7))
-    assert torch.equal(ctc_posteriors(torch.zeros(2, 0, 8), torch.tensor([0, 0])), torch.zeros(2, 7))
+@pytest.mark.parametrize("weights", FRAME_WEIGHTS)
+def test_posteriors_of_no_frames(weights):
+    assert torch.equal(ctc_posteriors(log_probs(), torch.tensor([0, 0, 0]), weights), torch.zeros(3, 7))
+    assert torch.equal(ctc_posteriors(torch.zeros(2, 0, 8), torch.tensor([0, 0]), weights), torch.zeros(2, 7))
 
 
 def test_posteriors_take_no_gradient():
@@ -141,7 +185,8 @@ def test_posteriors_of_wrong_shape():
         ctc_posteriors(log_probs()[0], torch.tensor([3]))
 
 
-def test_posteriors_hold_one_utterance_at_a_time():
+@pytest.mark.parametrize("weights", FRAME_WEIGHTS)
+def test_posteriors_hold_one_utterance_at_a_time(weights):
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Largest(TorchDispatchMode):
@@ -156,7 +201,7 @@ def test_posteriors_hold_one_utterance_at_a_time():
     frames = log_probs(5, 13, 32, dtype=torch.float32)
     source = frames.untyped_storage().data_ptr()
     with Largest() as largest:
-        ctc_posteriors(frames, torch.tensor([13, 3, 7, 9, 11]))
+        ctc_posteriors(frames, torch.tensor([13, 3, 7, 9, 11]), weights)
     assert 0 < largest.numel <= 13 * 32
 
 

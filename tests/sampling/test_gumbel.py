@@ -179,3 +179,46 @@ def test_corrected_sum_is_unbiased_with_labels_excluded():
         weights.expand(n_draws, -1), k, excluded.expand(n_draws, -1), seeded(6)
     )
     assert_unbiased((scores[ids] - log_inclusion).exp().sum(1), scores[~excluded].exp().sum())
+
+
+# -------------------------------------------------------------------------------------------- a size for each group
+
+
+def test_sizes_cut_the_draw_of_the_largest():
+    """The same keys: a group with size k gets the first k of them, and its own threshold."""
+    sizes = torch.tensor([0, 1, 4, 11, 7])
+    weights = log_weights(37).expand(5, -1)
+    ids, log_inclusion = draw_without_replacement(weights, 11, generator=seeded(1), sizes=sizes)
+    assert ids.shape == log_inclusion.shape == (5, 11)
+    for group, size in enumerate(sizes.tolist()):
+        assert (ids[group, size:] == -1).all() and (log_inclusion[group, size:] == 0).all()
+        if size > 0:
+            alone, expected = draw_without_replacement(weights, size, generator=seeded(1))
+            assert torch.equal(ids[group, :size], alone[group])
+            assert torch.equal(log_inclusion[group, :size], expected[group])
+
+
+def test_sizes_that_cover_everything():
+    sizes, excluded = torch.tensor([7, 6]), torch.zeros(2, 7, dtype=torch.bool)
+    excluded[1, 2] = True
+    ids, log_inclusion = draw_without_replacement(log_weights(7).expand(2, -1), 7, excluded, seeded(0), sizes=sizes)
+    assert sorted(ids[0].tolist()) == list(range(7)) and sorted(ids[1].tolist()) == [-1, 0, 1, 3, 4, 5, 6]
+    assert torch.equal(log_inclusion, torch.zeros(2, 7))
+
+
+def test_sizes_without_inclusion_probabilities():
+    sizes, weights = torch.tensor([2, 5]), log_weights(13).expand(2, -1)
+    ids, nothing = draw_without_replacement(weights, 5, generator=seeded(3), inclusion=False, sizes=sizes)
+    assert nothing is None
+    assert torch.equal(ids, draw_without_replacement(weights, 5, generator=seeded(3), sizes=sizes)[0])
+
+
+@pytest.mark.parametrize("size", [2, 5, 17])
+def test_corrected_sum_is_unbiased_with_sizes(size):
+    """Beside groups of other sizes: to 4 standard errors (p = 6e-5), each below 1 %."""
+    vocab_size, n_draws = 41, 180_001
+    weights, scores = log_weights(vocab_size, 0.7, 4), log_weights(vocab_size, 0.7, 104)
+    sizes = torch.tensor([2, 5, 17]).repeat(n_draws // 3 + 1)[:n_draws]
+    ids, log_inclusion = draw_without_replacement(weights.expand(n_draws, -1), 17, generator=seeded(size), sizes=sizes)
+    terms = torch.where(ids >= 0, (scores[ids.clamp_min(0)] - log_inclusion).exp(), 0)
+    assert_unbiased(terms.sum(1)[sizes == size], scores.exp().sum())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nemo_sampled_rnnt.sampling import NegativeSampler, SampledSoftmax, ctc_posteriors
+from nemo_sampled_rnnt.sampling import Frames, NegativeSampler, SampledSoftmax, ctc_posteriors
 from nemo_sampled_rnnt.sampling.sampler import mixed_seed
 
 B, U, V, K = 3, 5, 23, 7
@@ -238,6 +238,133 @@ def test_corrected_sum_over_candidates_is_unbiased(sampler):
     assert abs(estimates.mean() - truth) < 4 * error, f"{estimates.mean()} +- {error} instead of {truth}"
 
 
+def test_utterances_drawn_for_uniformly_are_counted():
+    targets, lengths, posteriors = batch()
+    draw = sampler_of()
+    assert draw.uniform_instead is None
+    draw(targets, lengths, posteriors)
+    assert draw.uniform_instead == 0
+    posteriors[0, 6], posteriors[2, 1] = math.nan, math.inf
+    draw(targets, lengths, posteriors)
+    posteriors[1] = 0
+    draw(targets, lengths, posteriors)
+    assert draw.uniform_instead == 5
+
+
+# --------------------------------------------------------------------------------------------------- schedule, budget
+
+
+@SCOPES
+@SAMPLERS
+def test_schedule(sampler, scope):
+    draw = sampler_of({0: 3, 10: 7, 20: V}, sampler=sampler, scope=scope)
+    widths = [draw(*batch(), step=step).ids.shape[-1] for step in (0, 9, 10, 19, 20, 99)]
+    assert widths == [3, 3, 7, 7, V, V]
+    fixed = sampler_of(7, sampler=sampler, scope=scope)
+    draw.draws = fixed.draws = 4
+    assert torch.equal(draw(*batch(), step=15).ids, fixed(*batch()).ids), "the draw of a plain size"
+
+
+FRAMES = [11, 4, 7]
+
+
+def frames_of(device="cpu"):
+    return Frames(torch.tensor(FRAMES, device=device), max(FRAMES))
+
+
+def candidates_of(ids, scope):
+    """How many candidates each set has: blank, distinct labels, negatives."""
+    labels = [labels_of(b) for b in range(B)] if scope == "utterance" else [set().union(*map(labels_of, range(B)))]
+    return [
+        1 + len(own) + sum(i >= 0 for i in row)
+        for own, row in zip(labels, ids.view(len(labels), -1).tolist(), strict=True)
+    ]
+
+
+@SCOPES
+@SAMPLERS
+@pytest.mark.parametrize("max_logits", [700, 1000, 1500])
+def test_auto_keeps_the_budget(sampler, scope, max_logits):
+    cells = [t * (u + 1) for t, u in zip(FRAMES, LENGTHS, strict=True)]
+    cells = cells if scope == "utterance" else [sum(cells)]
+    draw = sampler_of("auto", max_logits=max_logits, sampler=sampler, scope=scope)
+    for _ in range(20):
+        ids, log_prob = draw(*batch(), frames_of())
+        counts = candidates_of(ids, scope)
+        used = sum(n * s for n, s in zip(cells, counts, strict=True))
+        assert max_logits - sum(cells) <= used <= max_logits or max(counts) == V + 1
+        assert (log_prob[ids < 0] == 0).all()
+        for row in ids.view(len(cells), -1).tolist():
+            drawn = [i for i in row if i >= 0]
+            assert len(set(drawn)) == len(drawn) and row[len(drawn) :] == [-1] * (len(row) - len(drawn))
+
+
+def test_auto_gives_short_utterances_more():
+    targets, posteriors = torch.arange(12).repeat(3, 1), torch.full((3, 400), 1 / 400)
+    lengths, frames = torch.tensor([12, 6, 3]), torch.tensor([48, 24, 12])
+    draw = sampler_of("auto", vocab_size=400, max_logits=60_000)
+    counts = (draw(targets, lengths, posteriors, Frames(frames, 48)).ids >= 0).sum(dim=1).tolist()
+    assert counts[0] < counts[1] < counts[2]
+
+
+def test_auto_with_too_small_a_budget_draws_the_fewest():
+    """The loss refuses the batch: it alone knows sizes on the host."""
+    ids, _ = sampler_of("auto", max_logits=10)(*batch(), frames_of())
+    assert ((ids >= 0).sum(dim=1) == 2).all()
+
+
+@SCOPES
+@SAMPLERS
+def test_auto_with_a_large_budget_is_exact(sampler, scope):
+    targets, lengths, posteriors = batch()
+    posteriors[:, :20] = 0
+    draw = sampler_of("auto", max_logits=10**6, sampler=sampler, scope=scope, floor=0.0, counts=[0] * (V - 1) + [1])
+    ids, log_prob = draw(targets, lengths, posteriors, frames_of())
+    assert candidates_of(ids, scope) == [V + 1] * len(candidates_of(ids, scope))
+    assert torch.equal(log_prob, torch.zeros_like(log_prob)), "q = 1"
+
+
+def test_auto_without_frames():
+    with pytest.raises(ValueError, match="n_samples auto needs the frames of the batch"):
+        sampler_of("auto", max_logits=100)(*batch())
+
+
+@SCOPES
+def test_auto_leaves_wrong_lengths_to_the_loss(scope):
+    targets, lengths, posteriors = batch()
+    lengths[0], frames = U + 7, Frames(torch.tensor([0, -3, 99]), 11)
+    ids, log_prob = sampler_of("auto", max_logits=700, scope=scope)(targets, lengths, posteriors, frames)
+    assert log_prob.isfinite().all() and (ids < V).all()
+
+
+def test_inclusion_probabilities_beside_an_uncorrected_loss():
+    draw, corrected = sampler_of(correction=False), sampler_of(correction=True)
+    drawn, expected = draw(*batch(), inclusion=True), corrected(*batch())
+    assert torch.equal(drawn.ids, expected.ids) and torch.equal(drawn.log_prob, expected.log_prob)
+    assert draw(*batch()).log_prob is None
+
+
+@pytest.mark.parametrize("sampler", ["ctc", "unigram"])
+def test_corrected_sum_with_sizes_of_a_budget_is_unbiased(sampler):
+    """As below, for each of three lengths in one batch: 4 standard errors (p = 6e-5), each below 1 %."""
+    n_draws, generator = 60_000, torch.Generator().manual_seed(7)
+    scores = torch.randn(V, dtype=torch.float64, generator=generator)
+    posteriors = (1.5 * torch.randn(V, generator=generator)).softmax(0).expand(n_draws, -1)
+    labels = torch.tensor([3, 8, 20])
+    targets = labels.expand(n_draws, -1)
+    lengths, frames = (torch.tensor(x).repeat(n_draws // 3) for x in ([1, 2, 3], [5, 9, 30]))
+    draw = sampler_of("auto", sampler=sampler, floor=0.05, max_logits=14 * int((frames * (lengths + 1)).sum()))
+    ids, log_prob = draw(targets, lengths, posteriors, Frames(frames, 30))
+    terms = torch.where(ids >= 0, (scores[ids.clamp_min(0)] - log_prob).exp(), 0).sum(1)
+    sizes = (ids >= 0).sum(dim=1)
+    assert len(sizes.unique()) == 3 and sizes.max() < V - 3, "three sizes, none of them everything"
+    for length in (1, 2, 3):
+        estimates = terms[lengths == length] + scores[labels[:length]].exp().sum()
+        truth, error = scores.exp().sum(), estimates.std() / math.sqrt(len(estimates))
+        assert error < 0.01 * truth
+        assert abs(estimates.mean() - truth) < 4 * error, f"{estimates.mean()} +- {error} instead of {truth}"
+
+
 # -------------------------------------------------------------------------------------------------------------- seeds
 
 
@@ -369,10 +496,20 @@ def test_never_waits(sampler, scope, n_samples):
         draw(*arguments)
 
 
-def test_posteriors_never_wait():
+@SCOPES
+@SAMPLERS
+def test_auto_never_waits(sampler, scope):
+    draw, arguments = sampler_of("auto", max_logits=900, sampler=sampler, scope=scope), batch()
+    frames = frames_of()
+    with NoHostSync():
+        draw(*arguments, frames)
+
+
+@pytest.mark.parametrize("frame_weights", ["mean", "nonblank", "max"])
+def test_posteriors_never_wait(frame_weights):
     log_probs, lengths = torch.randn(B, 11, V + 1).log_softmax(-1), torch.tensor([11, 4, 1])
     with NoHostSync():
-        ctc_posteriors(log_probs, lengths)
+        ctc_posteriors(log_probs, lengths, frame_weights)
 
 
 @pytest.mark.gpu
@@ -396,3 +533,28 @@ def test_on_cuda(sampler, scope):
         assert len(set(row)) == K and not labels & set(row)
     again.draws = 1
     assert torch.equal(again(targets, lengths, ctc_posteriors(log_probs, frames)).ids, ids)
+
+
+@pytest.mark.gpu
+@SCOPES
+@SAMPLERS
+@pytest.mark.parametrize("frame_weights", ["mean", "nonblank", "max"])
+def test_auto_on_cuda(sampler, scope, frame_weights):
+    """No synchronisation, and the sizes of the CPU."""
+    targets, lengths, _ = batch("cuda")
+    log_probs = torch.randn(B, 11, V + 1, device="cuda").log_softmax(-1)
+    draw = sampler_of("auto", max_logits=900, sampler=sampler, scope=scope)
+    frames = frames_of("cuda")
+
+    def once():
+        return draw(targets, lengths, ctc_posteriors(log_probs, frames.lengths, frame_weights), frames)
+
+    once()  # moves the unigram weights
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ids, log_prob = once()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    on_cpu = sampler_of("auto", max_logits=900, sampler=sampler, scope=scope)(*batch(), frames_of()).ids
+    assert candidates_of(ids.cpu(), scope) == candidates_of(on_cpu, scope)
+    assert log_prob.isfinite().all() and (log_prob[ids < 0] == 0).all()

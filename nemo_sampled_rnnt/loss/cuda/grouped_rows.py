@@ -41,14 +41,15 @@ class GroupedRows(OwnRows):
     def prepare(self, visits: list[Visit]) -> None:
         tiles = [tile for visit in visits for tile in visit]
         ends = [segment.cells.stop for tile in tiles for segment in tile.segments]
-        ends = torch.tensor(ends, dtype=torch.int32).pin_memory().to(self._ids.device, non_blocking=True)
+        # From pageable memory: the driver takes a copy at once, and nobody waits for the GPU.
+        ends = torch.tensor(ends, dtype=torch.int32).to(self._ids.device, non_blocking=True)
         cuts = [0, *itertools.accumulate(len(tile.segments) for tile in tiles)]
         self._ends = {tile.first_cell: ends[a:b] for tile, (a, b) in zip(tiles, itertools.pairwise(cuts), strict=True)}
         if not self._sums.tensors:
             return
         (self._total,) = self._sums.tensors
         visit_of = [number for number, visit in enumerate(visits) for _ in range(visit[0].utterances)]
-        visit_of = torch.tensor(visit_of).pin_memory().to(self._ids.device, non_blocking=True)
+        visit_of = torch.tensor(visit_of).to(self._ids.device, non_blocking=True)
         # Within a visit equal places come together, padding last; the sort is stable, so utterances keep their order.
         keys = self._place + (len(self._total) + 1) * visit_of[:, None]
         padding = self.offsets.isneginf() & (self._ids == self._ids[:, :1])  # repeats blank, as durations do not

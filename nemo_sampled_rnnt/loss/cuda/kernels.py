@@ -169,7 +169,7 @@ def kernels(
 
     numbers = lattice_numbers(kind)
     number, stored, loaded, log_of = numbers.number, numbers.stored, numbers.loaded, numbers.log_of
-    sum_of_products, posterior = numbers.sum_of_products, numbers.posterior
+    sum_of_products, settled, posterior = numbers.sum_of_products, numbers.settled, numbers.posterior
     zero, zero_exponent = numbers.zero, numbers.zero_exponent
 
     if dropout:
@@ -335,32 +335,40 @@ def kernels(
             own, own_exponent = zero, zero_exponent
             if mine == 0:  # the corner: e^0
                 own, own_exponent = number(real(0))
+            beside_edge, has_label = panel > 0 and thread == 0, mine > 0
+            for place in range(AHEAD):
+                label_ahead[place] = none
             for begin in range(-AHEAD, frames + members - 1, AHEAD):
+                passed_before = int32(int32(begin) - thread)
                 for place in range(AHEAD):
-                    step = int32(begin + place)
-                    passed = step - thread  # frames passed so far
+                    passed = int32(passed_before + int32(place))  # frames passed so far
                     if passed >= 0 and passed < last:
-                        side = neighbour[((step + 1) & 1) * DIAGONAL + thread]
-                        if panel > 0 and thread == 0:
+                        side = neighbour[(1 - place % 2) * DIAGONAL + thread]
+                        if beside_edge:
                             side = values[here - right]
                         a, a_exponent = loaded(side)
                         # alpha[0, 0] is no arc's end, and no label comes before the first position
                         p, p_exponent = loaded(one if forward and passed == 0 else blank_ahead[place])
-                        q, q_exponent = loaded(label_ahead[place] if mine > 0 else none)
+                        q, q_exponent = loaded(label_ahead[place])
                         own, own_exponent = sum_of_products(
                             own, own_exponent, p, p_exponent, a, a_exponent, q, q_exponent
                         )
+                        if place == AHEAD - 1:
+                            own, own_exponent = settled(own, own_exponent)
                         word = stored(own, own_exponent)
-                        neighbour[(step & 1) * DIAGONAL + thread + 1] = word
+                        neighbour[place % 2 * DIAGONAL + thread + 1] = word
                         values[here] = word
                         here += down
-                    if passed + AHEAD >= 0 and passed + AHEAD < last:
-                        blank_ahead[place] = by_blank[coming + (to_blank_arc if passed + AHEAD > 0 else int64(0))]
-                        label_ahead[place] = by_label[coming + to_label_arc]
+                    coming_next = int32(passed + int32(AHEAD))
+                    if coming_next >= 0 and coming_next < last:
+                        blank_ahead[place] = by_blank[coming + (to_blank_arc if coming_next > 0 else int64(0))]
+                        if has_label:
+                            label_ahead[place] = by_label[coming + to_label_arc]
                         coming += down
                     cuda.syncthreads()
             if forward and thread < members and mine == labels:
                 p, p_exponent = loaded(by_blank[corner])
+                own, own_exponent = settled(own, own_exponent)
                 costs[b] = -(log_of(own, own_exponent) + log_of(p, p_exponent))
             cuda.syncthreads()
 

@@ -1,8 +1,7 @@
 """The numbers of the lattice on the GPU, from e^0 down to e^-10000.
 
 In float32 a mantissa and an exponent of 2, which multiply and add in few steps and as exactly as float32 does; in
-float64 a logarithm, with an exponent of 0. In memory: a word of 64 bits. numba adds two int32 to an int64, which takes
-a GPU several instructions; hence the many ``int32``.
+float64 a logarithm, with an exponent of 0. In memory: a word of 64 bits.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from nemo_sampled_rnnt.gpu.launch import (
     exp_split,
     normalised,
     pack_number,
-    shrunk,
+    sum_of_powers,
     times_power_of_2,
     unpack_number,
 )
@@ -43,9 +42,8 @@ def lattice_numbers(kind: str) -> SimpleNamespace:
 
     Returns:
         number(log value), stored(number) -> word, loaded(word) -> number, log_of(number) float64;
-        sum_of_products(a, p, b, q) = a p + b q; posterior(alpha, arc, beta, log P), of words;
-        zero, zero_exponent: the number 0.
-        For longer sums: added(a, b, q) = a + b q, not normalised; product(a, b) and settled(number), normalised.
+        sum_of_products(a, p, b, q) = a p + b q, added(a, b, q) = a + b q, settled(number), which normalises what these
+        return; product(a, b), normalised; posterior(alpha, arc, beta, log P), of words; zero, zero_exponent: 0.
     """
     real = float64 if kind == "float64" else float32
     wide_infinity = float64(math.inf)
@@ -109,11 +107,8 @@ def lattice_numbers(kind: str) -> SimpleNamespace:
 
         @device
         def sum_of_products(a, a_exponent, p, p_exponent, b, b_exponent, q, q_exponent):
-            """a p + b q."""
-            first, second = int32(a_exponent + p_exponent), int32(b_exponent + q_exponent)
-            exponent = max(first, second)
-            total = shrunk(a * p, int32(first - exponent)) + shrunk(b * q, int32(second - exponent))
-            return normalised(total, exponent)
+            """a p + b q; mantissas double or halve by it, so that now and then they must be settled."""
+            return sum_of_powers(a * p, int32(a_exponent + p_exponent), b * q, int32(b_exponent + q_exponent))
 
         @device
         def log_of(mantissa, exponent):
@@ -129,13 +124,12 @@ def lattice_numbers(kind: str) -> SimpleNamespace:
             b, b_exponent = unpack_number(beta)
             whole = math.floor(log_likelihood / LOG_2)
             rest = math.exp(real(whole * LOG_2 - log_likelihood))
-            return times_power_of_2(a * p * b * rest, a_exponent + p_exponent + b_exponent - int32(whole))
+            exponent = int32(int32(a_exponent + p_exponent) + int32(b_exponent - int32(whole)))
+            return times_power_of_2(a * p * b * rest, exponent)
 
         @device
         def added(a, a_exponent, b, b_exponent, q, q_exponent):
-            second = int32(b_exponent + q_exponent)
-            exponent = max(int32(a_exponent), second)
-            return shrunk(a, int32(a_exponent - exponent)) + shrunk(b * q, int32(second - exponent)), exponent
+            return sum_of_powers(a, a_exponent, b * q, int32(b_exponent + q_exponent))
 
         @device
         def product(a, a_exponent, b, b_exponent):

@@ -122,6 +122,7 @@ def tdt_kernels(kind: str, durations: tuple[int, ...], native: bool = True) -> S
             if d > 0:
                 a, a_exponent = added(a, a_exponent, straight[d], straight_exponent[d], w, w_exponent)
         own, own_exponent = sum_of_products(a, a_exponent, p, p_exponent, c, c_exponent, q, q_exponent)
+        own, own_exponent = settled(own, own_exponent)
         for k in range(longest, 0, -1):
             straight[k], straight_exponent[k] = straight[k - 1], straight_exponent[k - 1]
             across[k], across_exponent[k] = across[k - 1], across_exponent[k - 1]
@@ -190,6 +191,7 @@ def tdt_kernels(kind: str, durations: tuple[int, ...], native: bool = True) -> S
                         own, own_exponent = sum_of_products(
                             straight[0], straight_exponent[0], one, one_exponent, side, side_exponent, one, one_exponent
                         )
+                        own, own_exponent = settled(own, own_exponent)
                         p, p_exponent = product(own, own_exponent, p, p_exponent)
                         q, q_exponent = product(own, own_exponent, q, q_exponent)
                         told, told_exponent = push(
