@@ -69,8 +69,9 @@ class Frames(Protocol):
     def conclude(self):
         """() the reduced loss, (B,) the losses before reduction, () the common divisor."""
 
-    def encoder_gradient(self, hidden_gradient: torch.Tensor, factor: torch.Tensor, shape, dtype) -> torch.Tensor:
-        """The packed (N, D) gradient times ``factor`` as (B, T, D), 0 beyond the lengths."""
+    def unpacking(self):
+        """What makes the encoder's gradient of the packed one, and of these frames keeps nothing else: a function of
+        the (N, D) gradient, a factor, the shape (B, T, D) and the dtype; 0 beyond the lengths."""
 
 
 class Engine:

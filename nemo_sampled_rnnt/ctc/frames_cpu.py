@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from nemo_sampled_rnnt.ctc.batch import Batch
@@ -101,11 +103,8 @@ class CpuFrames:
         divisor = denominator(finite, lengths, options.reduction, costs.dtype)
         return (torch.where(finite, costs, 0) * weights).sum() / divisor, costs, divisor
 
-    def encoder_gradient(self, hidden_gradient, factor, shape, dtype) -> torch.Tensor:
-        gradient = torch.zeros(shape, dtype=dtype)
-        for part, out in zip(hidden_gradient.split(self.batch.frames), gradient, strict=True):
-            torch.mul(part, factor, out=out[: len(part)])
-        return gradient
+    def unpacking(self):
+        return partial(_unpacked, self.batch.frames)
 
     def _labels(self, utterance: int) -> torch.Tensor:
         return self.batch.targets[utterance, : self.batch.labels[utterance]]
@@ -118,3 +117,10 @@ class CpuFrames:
             end = min(begin + at_once, segment.frames)
             at = (first, segment.first_frame, tile.first_cell + first)
             yield tuple(slice(x + begin, x + end) for x in at)
+
+
+def _unpacked(frames: list[int], packed: torch.Tensor, factor: torch.Tensor, shape, dtype: torch.dtype) -> torch.Tensor:
+    gradient = torch.zeros(shape, dtype=dtype)
+    for part, out in zip(packed.split(frames), gradient, strict=True):
+        torch.mul(part, factor, out=out[: len(part)])
+    return gradient

@@ -133,7 +133,7 @@ class TiledCTC(torch.autograd.Function):
             rows = len(weight)
             bias_gradient = None if frames.column_sums is None else frames.column_sums.sum(dim=0)[:rows]
             ctx.gradients = engine.hidden_gradient, engine.layer.weight_gradient, bias_gradient
-            ctx.encoder_gradient = frames.encoder_gradient
+            ctx.unpacking = frames.unpacking()
             ctx.divisor = divisor if engine.scale == 1 else divisor * engine.scale
         return loss, losses, posteriors, frames.best
 
@@ -148,6 +148,6 @@ class TiledCTC(torch.autograd.Function):
         if not keep:
             ctx.gradients = None
         if hidden is not None:
-            hidden = ctx.encoder_gradient(hidden, factor, ctx.shape, ctx.dtypes[0])
+            hidden = ctx.unpacking(hidden, factor, ctx.shape, ctx.dtypes[0])
         rows = (scaled(x, factor, dtype, keep) for x, dtype in zip((weight, bias), ctx.dtypes[1:], strict=True))
         return hidden, *rows, None, None
