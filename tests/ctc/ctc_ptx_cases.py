@@ -28,7 +28,9 @@ def report(kind, name, function, types, capability):
     ptx, _ = cuda.compile_ptx(function, types, cc=capability)
     local = ptx.count("ld.local") + ptx.count("st.local")
     wide = ptx.count("ld.global.v4") + ptx.count("ld.v4") + ptx.count("ld.global.v2") + ptx.count("ld.v2")
-    print(f"{kind} {name}: {ptx.count('.f64')} float64 instructions, {local} accesses of local memory, {wide} wide loads")
+    print(
+        f"{kind} {name}: {ptx.count('.f64')} float64 instructions, {local} accesses of local memory, {wide} wide loads"
+    )
 
 
 if __name__ == "__main__":

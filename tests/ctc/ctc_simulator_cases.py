@@ -123,9 +123,10 @@ def run_survey():
         for b in range(B):
             want[3 * B + b] = -1 if want[2 * B + b] == -1 else want[3 * B + b]  # torch's: any
         assert numbers == want, (numbers, want)
-        assert table[:, :3].tolist() == [
-            [int(frames[b]), int(labels[b]), int(frames[:b].sum())] for b in range(B)
-        ] and (table[:, 3] == 1).all()
+        assert (
+            table[:, :3].tolist() == [[int(frames[b]), int(labels[b]), int(frames[:b].sum())] for b in range(B)]
+            and (table[:, 3] == 1).all()
+        )
         for b in range(B):
             n = int(labels[b])
             for mine, theirs in zip(sets, expected, strict=True):

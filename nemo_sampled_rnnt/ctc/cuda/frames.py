@@ -153,7 +153,7 @@ class CudaFrames:
 
 
 class Unpacking:
-    """See :meth:`nemo_sampled_rnnt.ctc.engine.Frames.unpacking`; waits for backward, and keeps no more than it needs."""
+    """See :meth:`nemo_sampled_rnnt.ctc.engine.Frames.unpacking`."""
 
     def __init__(self, table: torch.Tensor, kernel, threads: int):
         self._table, self._kernel, self._threads = table, kernel, threads
