@@ -48,7 +48,7 @@ def ctc_loss(
         loss       = -log sum over alignments of the labels  prod_t p[t]
         dz_k[t]    = p_k[t] - occupancy of k at t
         mass_k     = 1/T_b sum_t p_k[t]                    "mean"
-                     1/T_b sum_t (1 - p_blank[t]) p_k[t]   "nonblank"
+                     sum_t w[t] p_k[t] / sum_t w[t]        "nonblank", w[t] = 1 - p_blank[t]
                      max_t p_k[t]                          "max"
 
     The tensor (B, T, V+1) is never held: beyond the inputs, their gradients and one weight gradient in float32, memory
@@ -127,7 +127,7 @@ class TiledCTC(torch.autograd.Function):
         engine = visited(encoder, weight, bias, batch, make_frames, ctx.needs)
         frames = engine.frames
         loss, losses, divisor = frames.conclude()
-        posteriors = None if frames.mass is None else frames.mass[:, : len(weight) - 1]
+        posteriors = None if frames.mass is None else _posteriors(frames.mass, len(weight) - 1, batch.options)
         ctx.mark_non_differentiable(*(x for x in (losses, posteriors, frames.best) if x is not None))
         if ctx.needs.any:
             rows = len(weight)
@@ -151,3 +151,12 @@ class TiledCTC(torch.autograd.Function):
             hidden = ctx.unpacking(hidden, factor, ctx.shape, ctx.dtypes[0])
         rows = (scaled(x, factor, dtype, keep) for x, dtype in zip((weight, bias), ctx.dtypes[1:], strict=True))
         return hidden, *rows, None, None
+
+
+def _posteriors(mass: torch.Tensor, vocabulary: int, options: Options) -> torch.Tensor:
+    """(B, V) of the (B, stride) sums over frames. A frame's posteriors sum to 1, so the mass of all columns is that of
+    the weights."""
+    labels = mass[:, :vocabulary]
+    if options.frame_weights != "nonblank":
+        return labels
+    return labels / mass.sum(dim=1, keepdim=True).clamp_min(torch.finfo(mass.dtype).tiny)

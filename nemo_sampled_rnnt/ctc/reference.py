@@ -35,9 +35,12 @@ def reference_loss(encoder, weight, bias, batch: Batch):
     with torch.no_grad():
         if options.frame_weights is not None:
             p = log_probs.exp().masked_fill(~valid[..., None], 0)
-            weighted = p * -torch.expm1(log_probs[..., -1:]) if options.frame_weights == "nonblank" else p
-            mean = weighted.masked_fill(~valid[..., None], 0).sum(dim=1) / frames[:, None]
-            posteriors = (p.amax(dim=1) if options.frame_weights == "max" else mean)[:, :-1]
+            if options.frame_weights == "max":
+                posteriors = p.amax(dim=1)[:, :-1]
+            else:
+                nonblank = options.frame_weights == "nonblank"
+                weights = torch.where(valid, -torch.expm1(log_probs[..., -1]) if nonblank else 1.0, 0).to(dtype)
+                posteriors = (weights[:, None] @ p)[:, 0, :-1] / weights.sum(dim=1, keepdim=True)
         if options.best:
             best = log_probs.argmax(dim=2).masked_fill(~valid, blank)
     return reduce(costs, batch.target_lengths, options.reduction), costs.detach(), posteriors, best

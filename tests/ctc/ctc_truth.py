@@ -82,8 +82,8 @@ def plain(problem: Problem, frame_weights="mean", **_):
         if frame_weights == "max":
             posteriors = p.amax(dim=1)[:, :-1]
         elif frame_weights == "nonblank":
-            posteriors = ((1 - p[..., -1:]) * p).masked_fill(~valid[..., None], 0).sum(dim=1)[:, :-1]
-            posteriors = posteriors / problem.encoder_lengths[:, None]
+            weights = (1 - p[..., -1:]) * valid[..., None]
+            posteriors = (weights * p).sum(dim=1)[:, :-1] / weights.sum(dim=1)
         else:
             posteriors = ctc_posteriors(log_probs, problem.encoder_lengths)
     return losses, posteriors, log_probs
