@@ -31,8 +31,8 @@ class OutputLayer:
         rows, self.stride = len(weight), self.stride_of(weight)
         copied = weight.dtype != dtype or weight.numel() * weight.element_size() <= spare
         if rows % ALIGNMENT and copied:
-            self._rows = weight.new_zeros(self.stride, weight.shape[1], dtype=dtype)
-            self._rows[:rows] = weight
+            self._rows = weight.new_empty(self.stride, weight.shape[1], dtype=dtype)
+            self._rows[:rows], self._rows[rows:] = weight, 0
         else:
             self._rows = weight.to(dtype)
         self._real = accumulation_dtype(dtype)
