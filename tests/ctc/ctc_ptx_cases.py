@@ -3,7 +3,9 @@
 from numba import cuda, float32, float64, int16, int64
 from numba.core.types import CPointer
 
-from nemo_sampled_rnnt.ctc.cuda.kernels import kernels
+from nemo_sampled_rnnt.ctc.cuda.lattice import lattice_kernels
+from nemo_sampled_rnnt.ctc.cuda.packing import packing_kernels
+from nemo_sampled_rnnt.ctc.cuda.softmax import softmax_kernels
 from nemo_sampled_rnnt.ctc.cuda.survey import survey_kernel
 
 
@@ -41,7 +43,9 @@ if __name__ == "__main__":
         ("bfloat16", int16, float32, True, False, (9, 0)),
         ("bfloat16", int16, float32, False, True, (7, 5)),
     ):
-        built = vars(kernels(kind, wide, largest, native=capability >= (8, 0)))
+        native = capability >= (8, 0)
+        built = vars(packing_kernels(kind, native)) | vars(lattice_kernels(kind))
+        built |= vars(softmax_kernels(kind, wide, largest, native))
         types = signatures(stored, real)
         assert built.keys() == types.keys(), (built.keys(), types.keys())
         for name, function in built.items():

@@ -9,9 +9,9 @@ import torch
 from ctc_truth import assert_same, make_problem, results, truth
 
 from nemo_sampled_rnnt.ctc import ctc_loss
-from nemo_sampled_rnnt.ctc.cuda import kernels
+from nemo_sampled_rnnt.ctc.cuda.lattice import LATTICE_THREADS
 
-WIDER = kernels.LATTICE_THREADS + 5
+WIDER = LATTICE_THREADS + 5
 CASES = {
     "bfloat16": (torch.bfloat16, {}, {}),
     "bfloat16, a block a group of frames": (torch.bfloat16, {"V": 8200}, {"frame_weights": "nonblank"}),

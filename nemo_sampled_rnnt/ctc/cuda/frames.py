@@ -5,16 +5,10 @@ from __future__ import annotations
 import torch
 
 from nemo_sampled_rnnt.ctc.batch import Batch
-from nemo_sampled_rnnt.ctc.cuda.kernels import (
-    GROUP,
-    LATTICE_THREADS,
-    STRIP,
-    THREADS,
-    WARP,
-    WARPS,
-    WIDE_THREADS,
-    compiled,
-)
+from nemo_sampled_rnnt.ctc.cuda.blocks import THREADS, WARP, WARPS, compiled
+from nemo_sampled_rnnt.ctc.cuda.lattice import LATTICE_THREADS, lattice_kernels
+from nemo_sampled_rnnt.ctc.cuda.packing import packing_kernels
+from nemo_sampled_rnnt.ctc.cuda.softmax import GROUP, STRIP, WIDE_THREADS, softmax_kernels
 from nemo_sampled_rnnt.gpu.launch import SIMULATED, BoundKernel
 from nemo_sampled_rnnt.gpu.octets import OCTET
 from nemo_sampled_rnnt.loss.candidates import aligned
@@ -44,7 +38,8 @@ class CudaFrames:
         wide = stride >= WIDE
         native = SIMULATED or torch.cuda.get_device_capability(encoder.device) >= (8, 0)
         kind, largest = str(encoder.dtype).removeprefix("torch."), options.frame_weights == "max"
-        self._kernels = kernels = compiled(kind, wide, largest, native)
+        softmax, lattice = compiled(softmax_kernels, kind, wide, largest, native), compiled(lattice_kernels, kind)
+        self._packing = packing = compiled(packing_kernels, kind, native)
         self._scoring_threads = WIDE_THREADS if wide else THREADS
         self._groups_of_a_block = 1 if wide else WARPS
         self._strips = -(-stride // STRIP)
@@ -54,7 +49,7 @@ class CudaFrames:
         packed = empty(batch.packed.cells, units, dtype=encoder.dtype)
         self.hidden = packed[:, :width]
         encoder = wide_rows(encoder.contiguous())
-        pack = BoundKernel(kernels.pack, [table, encoder, packed], 0, (frames, encoder.shape[2], width, units))
+        pack = BoundKernel(packing.pack, [table, encoder, packed], 0, (frames, encoder.shape[2], width, units))
         pack((frames, count, 1), self._unit_threads)
 
         normaliser, frame_weight = empty(2, kept).unbind()
@@ -68,13 +63,13 @@ class CudaFrames:
         later, targets = offsets, batch.targets.contiguous()  # the first stands where each tile puts its logits
         weighted = int(options.frame_weights == "nonblank")
         self._scores = BoundKernel(
-            kernels.scores,
+            softmax.scores,
             [table, later, offsets, targets, normaliser, frame_weight, by_blank, by_label],
             WHERE,
             (stride, positions, batch.vocabulary, weighted),
         )
         self._lattice = BoundKernel(
-            kernels.lattice,
+            lattice.lattice,
             [table, targets, by_blank, by_label, alpha, beta, likelihood, self.costs],
             2,
             (positions, int(options.zero_infinity)),
@@ -82,7 +77,7 @@ class CudaFrames:
         self.best = None
         if options.best:
             self.best = torch.full((count, frames), batch.vocabulary, device=encoder.device)
-            self._best = BoundKernel(kernels.best, [table, later, offsets, self.best], WHERE, (stride, frames))
+            self._best = BoundKernel(softmax.best, [table, later, offsets, self.best], WHERE, (stride, frames))
 
         def sums(wanted):
             return torch.zeros(count, stride, dtype=real, device=encoder.device) if wanted else None
@@ -90,13 +85,13 @@ class CudaFrames:
         self.mass, self.column_sums = sums(options.frame_weights is not None), sums(needs.bias)
         occupancy = empty(kept, positions + 1) if needs.any else normaliser
         self._occupancies = BoundKernel(
-            kernels.occupancies, [table, batch.order, by_blank, by_label, alpha, beta, likelihood, occupancy], 2,
+            lattice.occupancies, [table, batch.order, by_blank, by_label, alpha, beta, likelihood, occupancy], 2,
             (positions,),
         )  # fmt: skip
         weights = utterance_weight(batch.target_lengths, options.reduction, real)
         nothing = normaliser
         self._gradient = BoundKernel(
-            kernels.gradient,
+            softmax.gradient,
             [table, later, offsets, batch.sorted_labels, normaliser, frame_weight, occupancy, likelihood,
              weights if scale == 1 else weights * scale, nothing if self.mass is None else self.mass,
              nothing if self.column_sums is None else self.column_sums],
@@ -144,7 +139,7 @@ class CudaFrames:
         return results[0], results[2:], results[1]
 
     def unpacking(self):
-        return Unpacking(self.batch.table, self._kernels.unpack, self._unit_threads)
+        return Unpacking(self.batch.table, self._packing.unpack, self._unit_threads)
 
     def _where(self, tile: Tile) -> tuple[int, int, int, int, int]:
         """A tile of whole utterances begins with its first frame; of a cut one, the visit began that many before."""
