@@ -100,10 +100,11 @@ class CTCHeadMixin(InterCTCMixin):
         if not self.has_ctc_head:
             return None
         batch = encoded, encoded_len, transcript, transcript_len
-        reduction, frame_weights = self.ctc_loss.config_reduction, "mean" if posteriors else None
+        config, reduction = self.joint.sampled_softmax, self.ctc_loss.config_reduction
+        frame_weights = config.frame_weights if posteriors else None
         if not self.scores_in_tiles(encoded):
             return scores_of_log_probs(log_probs(self.ctc_decoder, encoded), *batch, reduction, frame_weights)
-        config, labels = self.joint.sampled_softmax, decodes_labels(self.ctc_decoding)
+        labels = decodes_labels(self.ctc_decoding)
         scores = scores_in_tiles(
             self.ctc_decoder, *batch, reduction, frame_weights, best=compute_wer and labels,
             workspace_mib=256 if config is None else config.workspace_mib,
@@ -143,11 +144,18 @@ class CTCHeadMixin(InterCTCMixin):
             )
 
     @torch.no_grad()
-    def inner_ctc_log_probs(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, T, V+1) log-probs of the head at an inner layer of the encoder, and (B,) frames, of the last forward.
+    def _posteriors(self, scores: CTCScores | None, transcript, transcript_len) -> torch.Tensor | None:
+        """(B, V) posteriors that the sampler draws from, where it does: of these scores, or of an inner layer's."""
+        if not self.joint.needs_ctc_posteriors:
+            return None
+        layer = self.joint.sampled_softmax.ctc_layer
+        if layer is None:
+            return scores.posteriors
+        inner = self.inner_layer(layer)
+        return self.score_ctc(*inner, transcript, transcript_len, compute_wer=False, posteriors=True).posteriors
 
-        NeMo's ``get_captured_interctc_tensors`` scores all inner layers, with gradients: this scores one, without.
-        """
+    def inner_layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, D, T) output of an inner layer of the encoder, and (B,) frames, of the last forward."""
         captured = {}
         for registry in AccessMixin.get_module_registry(self.encoder).values():
             captured |= registry
@@ -158,7 +166,7 @@ class CTCHeadMixin(InterCTCMixin):
                 f"layer {layer} of the encoder left no output for sampled_softmax.ctc_layer: the encoder must be one "
                 "that NeMo's InterCTC knows, and the layer one of its own"
             ) from None
-        return self.ctc_log_probs(encoded), lengths
+        return encoded, lengths
 
     def add_ctc_loss(
         self, loss, scores: CTCScores, encoded_len, transcript, transcript_len, prefix: str, compute_wer: bool

@@ -56,8 +56,9 @@ def scores_of_log_probs(
     beyond = torch.arange(encoded.shape[2], device=encoded.device) >= encoded_len[:, None]
     usable = (finite_frames(encoded) | beyond).all(dim=1)
     loss = reduce(costs.masked_fill(~usable, torch.nan), transcript_len, reduction)
-    posteriors = None if frame_weights is None else ctc_posteriors(log_probs.detach(), encoded_len)
-    return CTCScores(loss, posteriors, log_probs.detach())
+    log_probs = log_probs.detach()
+    posteriors = None if frame_weights is None else ctc_posteriors(log_probs, encoded_len, frame_weights)
+    return CTCScores(loss, posteriors, log_probs)
 
 
 def scores_in_tiles(

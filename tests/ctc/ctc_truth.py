@@ -77,15 +77,7 @@ def plain(problem: Problem, frame_weights="mean", **_):
         log_probs.transpose(0, 1), targets, problem.encoder_lengths, problem.target_lengths,
         blank=len(problem.weight) - 1, reduction="none",
     )  # fmt: skip
-    with torch.no_grad():
-        p = log_probs.exp().masked_fill(~valid[..., None], 0)
-        if frame_weights == "max":
-            posteriors = p.amax(dim=1)[:, :-1]
-        elif frame_weights == "nonblank":
-            weights = (1 - p[..., -1:]) * valid[..., None]
-            posteriors = (weights * p).sum(dim=1)[:, :-1] / weights.sum(dim=1)
-        else:
-            posteriors = ctc_posteriors(log_probs, problem.encoder_lengths)
+    posteriors = ctc_posteriors(log_probs, problem.encoder_lengths, frame_weights)
     return losses, posteriors, log_probs
 
 

@@ -51,6 +51,17 @@ def test_trains_as_the_head_that_holds_log_probs(family, more, tokenizer, speech
     assert_same_training(without_log_probs(tiled), held)
 
 
+@pytest.mark.parametrize(
+    "sampled",
+    [{"frame_weights": "nonblank"}, {"frame_weights": "max", "ctc_layer": 0}, {"sampler": "uniform"}],
+    ids=str,
+)
+def test_posteriors_that_the_sampler_asks_for(sampled, tokenizer, speech):
+    """Of the last layer and of an inner one: the same negatives are drawn from them, so training goes the same way."""
+    held, tiled = (build(tokenizer, speech, choice, INTERCTC, **sampled) for choice in (False, True))
+    assert_same_training(without_log_probs(tiled), held)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "mean_volume", "none"])
 def test_reductions(reduction, tokenizer, speech):
     more = {"aux_ctc": {"ctc_reduction": reduction}}
