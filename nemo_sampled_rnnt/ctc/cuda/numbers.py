@@ -20,6 +20,7 @@ from nemo_sampled_rnnt.gpu.launch import (
     exp_split,
     normalised,
     pack_number,
+    sum_of_powers,
     times_power_of_2,
     unpack_number,
 )
@@ -88,14 +89,11 @@ def numbers(kind: str) -> SimpleNamespace:
         def loaded(word):
             return unpack_number(word)
 
-        @device
-        def plus(a, a_exponent, b, b_exponent):
-            exponent = max(a_exponent, b_exponent)
-            return times_power_of_2(a, a_exponent - exponent) + times_power_of_2(b, b_exponent - exponent), exponent
+        plus = sum_of_powers
 
         @device
         def times(a, a_exponent, b, b_exponent):
-            return normalised(a * b, a_exponent + b_exponent)
+            return normalised(a * b, int32(a_exponent + b_exponent))
 
         @device
         def log_of(mantissa, exponent):
@@ -111,7 +109,8 @@ def numbers(kind: str) -> SimpleNamespace:
             whole = math.floor(log_likelihood / LOG_2)
             rest = math.exp(float32(whole * LOG_2 - log_likelihood))
             ratio = a * b / p * rest if p > 0 else float32(0)
-            return times_power_of_2(ratio, a_exponent + b_exponent - p_exponent - int32(whole))
+            exponent = int32(int32(a_exponent + b_exponent) - int32(p_exponent + int32(whole)))
+            return times_power_of_2(ratio, exponent)
 
         zero, zero_exponent = float32(0), int32(NOTHING)
 
