@@ -1,7 +1,9 @@
-# make demo   speak a corpus, train on it with the sampled and the exact loss, transcribe   (8 minutes on 2 cores)
+# make demo   speak a corpus, train on it with the sampled and the exact loss, transcribe   (8 minutes on 2 cores);
+#             DEMO=tdt: a TDT model
 # make test   lint and every test that needs no GPU, with NeMo 3.0.0; those with NeMo again with 2.7.3 (20 minutes)
 # Each makes its own environments first: $(VENV), and for NeMo 2.7.3 $(VENV2); the constraints pin what CI ran.
 
+DEMO ?= rnnt
 PYTHON ?= python3
 VENV ?= .venv
 VENV2 ?= .venv-nemo2
@@ -12,7 +14,7 @@ PYTEST = OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -q --durations 
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.demo
-	$(RUN) python examples/demo/demo.py
+	$(RUN) python examples/demo/demo.py --model $(DEMO)
 
 # Exported files are opened by both: OTHER_PYTHON is the other one's.
 test: $(VENV)/.dev $(VENV2)/.dev

@@ -35,7 +35,7 @@ def check(implementation: Implementation, joint: Joint, workload: Workload) -> d
         sets = implementation.candidate_sets(batch)
         torch.manual_seed(1)
         got = _run(implementation, implementation.joint, batch)
-        want = _run(lambda double, sets=sets: true_loss(truth, double, sets), truth, batch.double())
+        want = _run(lambda double, sets=sets: true_loss(truth, double, sets, workload), truth, batch.double())
         errors.append([_relative(got[0], want[0]), max(map(_relative, got[1], want[1]))])
         if not all(error <= most for error, most in zip(errors[-1], allowed, strict=True)):  # NaN is off too
             off.append("{}: loss by {:.0e}, gradient by {:.0e}".format(name, *errors[-1]))
@@ -47,7 +47,9 @@ def check(implementation: Implementation, joint: Joint, workload: Workload) -> d
     }
 
 
-def true_loss(joint: Joint, batch: Batch, sets: list[tuple[slice, torch.Tensor | None]]) -> torch.Tensor:
+def true_loss(
+    joint: Joint, batch: Batch, sets: list[tuple[slice, torch.Tensor | None]], workload: Workload
+) -> torch.Tensor:
     """() mean loss of the batch by the reference, each part over its own candidates."""
     encoder, predictor = joint.enc(batch.encoder.transpose(1, 2)), joint.pred(batch.predictor.transpose(1, 2))
     output = joint.joint_net[-1]
@@ -63,6 +65,7 @@ def true_loss(joint: Joint, batch: Batch, sets: list[tuple[slice, torch.Tensor |
             negatives=negatives,
             reduction="sum",
             impl="reference",
+            **workload.loss_options,
         )
         for part, negatives in sets
     ]

@@ -17,16 +17,17 @@ def make_floor(row: Row, workload: Workload, batch: Batch):
     """The step to time: over all of the vocabulary, or over as many candidates as the row's scope has."""
     frames, labels = batch.encoder_lengths, batch.target_lengths
     cells = frames * (labels + 1)
+    rows, always = workload.vocabulary + 1 + len(workload.durations), 1 + len(workload.durations)
     if row.scope is None:
-        sizes = [(int(cells.sum()), workload.vocabulary + 1)]
+        sizes = [(int(cells.sum()), rows)]
     else:
         kept = torch.arange(workload.labels, device=labels.device) < labels[:, None]
         if row.scope == "batch":
-            sizes = [(int(cells.sum()), 1 + len(batch.targets[kept].unique()) + workload.negatives)]
+            sizes = [(int(cells.sum()), always + len(batch.targets[kept].unique()) + workload.negatives)]
         else:
-            own = [1 + len(y[k].unique()) + workload.negatives for y, k in zip(batch.targets, kept, strict=True)]
+            own = [always + len(y[k].unique()) + workload.negatives for y, k in zip(batch.targets, kept, strict=True)]
             sizes = list(zip(cells.tolist(), own, strict=True))
-    sizes = [(rows, -(-min(columns, workload.vocabulary + 1) // 8) * 8) for rows, columns in sizes]
+    sizes = [(cells, -(-min(columns, rows) // 8) * 8) for cells, columns in sizes]
     products = Products(sizes, workload.hidden, batch.encoder.device, batch.encoder.dtype)
     return graphed(products) if batch.encoder.is_cuda else products
 

@@ -48,7 +48,9 @@ def rows_of(implementation: str, workload: Workload, workspaces: list[int]) -> l
     name = workload.name
     if implementation in OURS:
         return [Row(name, implementation, workspace_mib=mib) for mib in workspaces]
-    if implementation == "nemo_sampled":
+    if workload.durations and implementation in NEMO and implementation != "nemo_full":
+        return []  # they have no TDT loss
+    if implementation == "nemo_sampled" or workload.durations and implementation == "nemo_full":
         return [Row(name, implementation, fused_batch_size=size) for size in sorted({4, workload.batch})]
     if implementation in NEMO:
         return [Row(name, implementation, fused_batch_size=workload.batch)]
@@ -88,7 +90,7 @@ class Ours:
     """``sampled_rnnt_loss`` between two projections, as in our joint; uniform negatives, drawn in the call."""
 
     def __init__(self, joint: Joint, row: Row, workload: Workload):
-        self.joint, self.workspace_mib = joint, row.workspace_mib
+        self.joint, self.workspace_mib, self.loss_options = joint, row.workspace_mib, workload.loss_options
         self.sampler = None
         if row.scope is not None:
             config = SampledSoftmax(workload.negatives, sampler="uniform", scope=row.scope, seed=0)
@@ -109,6 +111,7 @@ class Ours:
             batch.target_lengths,
             negatives=self.negatives(batch),
             workspace_mib=self.workspace_mib,
+            **self.loss_options,
         )
 
     def candidate_sets(self, batch: Batch):

@@ -82,8 +82,9 @@ def plan(options: argparse.Namespace) -> list[Row]:
     rows = []
     for name in options.workloads or DEFAULT[options.device]:
         for implementation in options.implementations or IMPLEMENTATIONS:
-            if implementation == "flash_rnnt" and options.device == "cpu":
-                continue  # has no CPU side
+            no_cpu_side = implementation == "flash_rnnt" or implementation == "nemo_full" and WORKLOADS[name].durations
+            if no_cpu_side and options.device == "cpu":
+                continue
             if importable(implementation):
                 rows += rows_of(implementation, WORKLOADS[name], options.workspace_mib)
             else:

@@ -31,7 +31,8 @@ rnnt.rnnt_loss_cpu = _in_a_thread(rnnt.rnnt_loss_cpu)
 
 
 class Nemo:
-    """``nemo_full``: RNNTJoint, default loss. ``flash_rnnt``: with that loss. ``nemo_sampled``: SampledRNNTJoint."""
+    """``nemo_full``: RNNTJoint with the default loss, or ``tdt``. ``flash_rnnt``: with that loss. ``nemo_sampled``:
+    SampledRNNTJoint."""
 
     def __init__(self, joint: Joint, row: Row, workload: Workload):
         self.vocabulary, self.sub_batch = workload.vocabulary, row.fused_batch_size
@@ -44,6 +45,7 @@ class Nemo:
                 "activation": "relu",
             },
             "num_classes": workload.vocabulary,
+            "num_extra_outputs": len(workload.durations),
             "fuse_loss_wer": True,
             "fused_batch_size": self.sub_batch,
             **({"n_samples": self.samples} if self.samples else {}),
@@ -52,8 +54,9 @@ class Nemo:
         with torch.device(output.device):
             self.joint = (SampledRNNTJoint if self.samples else RNNTJoint)(**arguments)
         self.joint.to(output.dtype).load_state_dict(joint.state_dict())
-        name = "flash_rnnt" if row.implementation == "flash_rnnt" else "default"
-        self.joint.set_loss(RNNTLoss(num_classes=workload.vocabulary, loss_name=name))
+        name = "flash_rnnt" if row.implementation == "flash_rnnt" else "tdt" if workload.durations else "default"
+        loss = RNNTLoss(num_classes=workload.vocabulary, loss_name=name, loss_kwargs=workload.loss_options)
+        self.joint.set_loss(loss)
         self.joint.set_wer(torch.nn.Identity())  # has to be there, is not called
 
     def __call__(self, batch: Batch) -> torch.Tensor:

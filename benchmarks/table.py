@@ -40,6 +40,7 @@ def ratios(rows: list[dict]) -> Iterable[str]:
                 ours = f"{row['workload']} {row['implementation']} ({setting(row)}) against"
                 yield f"{ours} {_compared(row, min(rivals, key=_speed))}"
         yield from _against_itself(row, rows)
+        yield from _against_plain(row, rows)
 
 
 def _against_itself(row: dict, rows: list[dict]) -> Iterable[str]:
@@ -49,6 +50,17 @@ def _against_itself(row: dict, rows: list[dict]) -> Iterable[str]:
     if largest is not row and row.get("workspace_mib") and measured(row) and measured(largest):
         slower = f"{_speed(row) / _speed(largest):.2f} times the time of {setting(largest)}"
         yield f"{row['workload']} {row['implementation']} ({setting(row)}): {slower}"
+
+
+def _against_plain(row: dict, rows: list[dict]) -> Iterable[str]:
+    """What durations cost over plain RNN-T of the same size."""
+    plain = row["workload"].removesuffix("_tdt")
+    for other in rows:
+        if row["workload"] != plain == other["workload"] and row["implementation"] != "floor":
+            same = (row["implementation"], setting(row)) == (other["implementation"], setting(other))
+            if same and measured(row) and measured(other):
+                slower = f"{_speed(row) / _speed(other):.3f} times the time of {plain}"
+                yield f"{row['workload']} {row['implementation']} ({setting(row)}): {slower}"
 
 
 def setting(row: dict) -> str:

@@ -18,6 +18,7 @@ class Workload:
         negatives: drawn for the sampled implementations.
         hidden: H, width of the joint.
         encoder_width, predictor_width: channels of what the joint projects (a large Conformer-Transducer's).
+        durations: of a TDT model, which is named as its plain twin with ``_tdt`` behind; else none.
     """
 
     name: str
@@ -29,6 +30,16 @@ class Workload:
     hidden: int = 640
     encoder_width: int = 512
     predictor_width: int = 640
+    durations: tuple[int, ...] = ()
+
+    def tdt(self) -> Workload:
+        """The twin with NeMo's durations."""
+        return replace(self, name=f"{self.name}_tdt", durations=(0, 1, 2, 3, 4))
+
+    @property
+    def loss_options(self) -> dict:
+        """What TDT adds to the loss; omega, which makes some batches plain RNN-T, is off."""
+        return {"durations": list(self.durations), "sigma": 0.02, "omega": 0.0} if self.durations else {}
 
     def small(self) -> Workload:
         """The same layer with few cells: its loss is checked against float64."""
@@ -53,6 +64,11 @@ class Workload:
         return int((frames * (labels + 1)).sum())
 
 
+SAME_SIZE = [  # measured as plain RNN-T and as TDT
+    Workload("v1k_b16_t200", batch=16, frames=200, labels=60, vocabulary=1024, negatives=256),
+    Workload("v16k_b16_t200", batch=16, frames=200, labels=60, vocabulary=16384, negatives=1024),
+    Workload("tiny", 6, 23, 7, 301, 40, hidden=24, encoder_width=16, predictor_width=20),  # does it run at all?
+]
 WORKLOADS = {
     workload.name: workload
     for workload in (
@@ -63,7 +79,8 @@ WORKLOADS = {
         Workload("v131k_b16", batch=16, frames=200, labels=40, vocabulary=131072, negatives=2048),
         Workload("v1m_b16", batch=16, frames=200, labels=40, vocabulary=1048576, negatives=4096),
         Workload("cpu_v16k_b4", batch=4, frames=100, labels=30, vocabulary=16384, negatives=500),
-        Workload("tiny", 6, 23, 7, 301, 40, hidden=24, encoder_width=16, predictor_width=20),  # does it run at all?
+        *SAME_SIZE,
+        *(workload.tdt() for workload in SAME_SIZE),
     )
 }
 DEFAULT = {"cpu": ["cpu_v16k_b4"], "cuda": ["v1k_b64", "v1k_b16", "v4k_b32", "v16k_b16", "v131k_b16", "v1m_b16"]}
@@ -124,7 +141,7 @@ class Joint(torch.nn.Module):
         super().__init__()
         self.pred = torch.nn.Linear(workload.predictor_width, workload.hidden)
         self.enc = torch.nn.Linear(workload.encoder_width, workload.hidden)
-        output = torch.nn.Linear(workload.hidden, workload.vocabulary + 1)
+        output = torch.nn.Linear(workload.hidden, workload.vocabulary + 1 + len(workload.durations))
         self.joint_net = torch.nn.Sequential(torch.nn.ReLU(), output)
 
 

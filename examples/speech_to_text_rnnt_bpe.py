@@ -8,8 +8,9 @@
         size=small trainer.max_epochs=100
 
 On a CPU add `trainer.accelerator=cpu trainer.devices=1 trainer.strategy=auto`.
-`--config-name=fastconformer_transducer_bpe_sampled` takes the FastConformer; `--config-path` and `--config-name` take
-any other config, also one written for NeMo's script: change `model.joint._target_`.
+`--config-name=fastconformer_transducer_bpe_sampled` takes the FastConformer, `fastconformer_tdt_bpe_sampled` the same
+as a TDT model; `--config-path` and `--config-name` take any other config, also one written for NeMo's script: change
+`model.joint._target_`.
 `+init_from_nemo_model=stock.nemo` starts from a model trained before, as NeMo's fine-tuning does.
 """
 

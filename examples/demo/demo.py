@@ -1,6 +1,7 @@
 """The demo: speak a corpus, train a Conformer-Transducer with sampled and with exact softmax, and compare them.
 
     python examples/demo/demo.py            about five minutes on two cores; everything goes to demo_out/
+    python examples/demo/demo.py --model tdt    the same with a TDT model: tokens and durations
 
 It speaks sentences composed here, trains a tokenizer of 512 pieces, warms a stock CTC model up, and trains two
 transducers from it: one on 64 negatives an utterance, drawn by the CTC head, and one on the whole vocabulary. It
@@ -23,7 +24,7 @@ from rich.table import Table
 from speak import speak
 
 EXAMPLES = Path(__file__).resolve().parents[1]
-CONFIG = EXAMPLES.parent / "configs" / "demo.yaml"
+CONFIGS = EXAMPLES.parent / "configs"
 PIECES = 512
 UTTERANCES = 8  # in the memory measurement: NeMo's CPU loss is Python, and slow under a profiler
 
@@ -56,7 +57,7 @@ def transcribe(model, entries):
     return [hypothesis.text for hypothesis in model.transcribe(files, batch_size=32, num_workers=0, verbose=False)]
 
 
-def main(out):
+def main(out, tdt=False):
     """Run every step; all output goes to the folder `out`."""
     started = time.perf_counter()
     console.rule("1  speak the corpus, train the tokenizer")
@@ -77,7 +78,9 @@ def main(out):
 
     torch.set_num_threads(1)  # a second one saves a quarter; on a busy machine its waiting costs five times the time
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    cfg = OmegaConf.load(CONFIG)
+    cfg = OmegaConf.load(CONFIGS / "demo.yaml")
+    if tdt:
+        cfg = OmegaConf.merge(cfg, OmegaConf.load(CONFIGS / "tdt.yaml"))
     cfg.model.train_ds.manifest_filepath = str(manifests["train"])
     cfg.model.validation_ds.manifest_filepath = str(manifests["validation"])
     cfg.model.tokenizer.dir = str(tokenizer)
@@ -100,7 +103,8 @@ def main(out):
     references = [entry["text"] for entry in held_out]
     batch = max(loaders[0].dataset, key=lambda batch: batch[0].shape[-1]).first(UTTERANCES)
     memory = {name: step_memory(model, batch) for name, model in models.items()}
-    memory["NeMo's stock joint"] = step_memory(stock_model(models["exact"], UTTERANCES), batch)
+    if not tdt or device == "cuda":  # NeMo has no TDT loss on the CPU
+        memory["NeMo's stock joint"] = step_memory(stock_model(models["exact"], UTTERANCES), batch)
     errors = {name: word_error_rate(transcribe(model, held_out), references) for name, model in models.items()}
 
     words = sum(len(reference.split()) for reference in references)
@@ -123,4 +127,6 @@ def main(out):
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--out", default="demo_out", type=Path)
-    main(arguments.parse_args().out)
+    arguments.add_argument("--model", default="rnnt", choices=["rnnt", "tdt"])
+    options = arguments.parse_args()
+    main(options.out, options.model == "tdt")

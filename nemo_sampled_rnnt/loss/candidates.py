@@ -9,7 +9,7 @@ for everybody, of all labels of the batch and one list of negatives. Without neg
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -33,6 +33,7 @@ class Candidates:
         count: (G,) int64, candidates in each set, on the device.
         blank: position of blank in a set.
         target: (B, U) int64, position of each target in its set.
+        durations: position of TDT's first duration; else None.
     """
 
     ids: torch.Tensor | None
@@ -40,6 +41,7 @@ class Candidates:
     count: torch.Tensor | None
     blank: int
     target: torch.Tensor
+    durations: int | None = None
 
 
 def every_label(targets: torch.Tensor, vocabulary: int) -> Candidates:
@@ -104,3 +106,33 @@ def gather_candidates(
     log_q = torch.nn.functional.pad(log_q, (0, padding), value=torch.inf)
     log_q = torch.cat([log_q.new_zeros(len(log_q), 1), log_q], dim=1)
     return Candidates(ids=ids, log_q=log_q, count=count, blank=0, target=target)
+
+
+def with_durations(candidates: Candidates, vocabulary: int, durations: int, columns: int) -> Candidates:
+    """The same sets, and in them, right behind blank, the rows of TDT's durations, which every cell needs.
+
+    They are no candidates: log_q takes them out of the softmax over labels and blank, as it does padding.
+
+    Args:
+        candidates: of labels and blank.
+        vocabulary: V; blank is row V of the weight.
+        durations: D; theirs are the rows behind it.
+        columns: of the new sets, padding included.
+    """
+    ids, log_q = candidates.ids, candidates.log_q
+    if ids is None:
+        return replace(candidates, durations=vocabulary + 1)
+    rows = torch.arange(vocabulary + 1, vocabulary + 1 + durations, device=ids.device)
+
+    def insert(kept, new, padding):
+        kept = torch.cat([kept[:, :1], new.expand(len(kept), -1), kept[:, 1 : columns - durations]], dim=1)
+        missing = columns - kept.shape[1]
+        return torch.nn.functional.pad(kept, (0, missing), value=padding) if missing else kept
+
+    return replace(
+        candidates,
+        ids=insert(ids, rows, vocabulary),
+        log_q=insert(log_q, log_q.new_full((durations,), torch.inf), torch.inf),
+        target=candidates.target + durations,
+        durations=1,
+    )

@@ -6,12 +6,13 @@ targets, negatives) is condensed on the device and read together with the length
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
 import torch
 
-from nemo_sampled_rnnt.loss.candidates import aligned, every_label, gather_candidates
+from nemo_sampled_rnnt.loss.candidates import aligned, every_label, gather_candidates, with_durations
 from nemo_sampled_rnnt.loss.dropout import draw_seed
 from nemo_sampled_rnnt.loss.lattice import Lattice
 from nemo_sampled_rnnt.loss.problem import ACTIVATIONS, IMPLEMENTATIONS, REDUCTIONS, Options, Problem
@@ -32,10 +33,37 @@ def check_options(options: Options) -> None:
         raise ValueError("clamp must be a number (0 or less switches it off), got nan")
     if options.workspace_mib < 1:
         raise ValueError(f"workspace_mib must be at least 1 MiB, got {options.workspace_mib}")
+    if not math.isfinite(options.sigma):
+        raise ValueError(f"sigma must be a finite number, got {options.sigma}")
+    if not 0.0 <= options.omega <= 1.0:
+        raise ValueError(f"omega must lie in [0, 1], got {options.omega}")
+    if options.durations is not None:
+        check_durations(options.durations)
+    elif options.sigma or options.omega:
+        raise ValueError(
+            f"sigma ({options.sigma}) and omega ({options.omega}) belong to TDT: pass durations too, or leave them at 0"
+        )
 
 
-def check_tensors(encoder, predictor, weight, bias, targets, encoder_lengths, target_lengths, negatives, log_prob):
-    """Raise ValueError where shapes, dtypes or devices disagree."""
+def check_durations(durations: tuple[int, ...]) -> None:
+    """Raise ValueError for what cannot be the durations of a TDT model."""
+    hint = "pass them as the model was built, for instance (0, 1, 2, 3, 4)"
+    for duration in durations:
+        if isinstance(duration, bool) or not isinstance(duration, int) or duration < 0:
+            raise ValueError(f"durations must be whole numbers of frames >= 0, got {duration!r} in {durations}: {hint}")
+    for one, after in itertools.pairwise(durations):
+        if one >= after:
+            raise ValueError(
+                f"durations must ascend without repetition, got {after} behind {one} in {durations}: {hint}"
+            )
+    if not any(durations):
+        raise ValueError(f"durations must have one above 0, else blank gets nowhere, got {durations}: {hint}")
+
+
+def check_tensors(
+    encoder, predictor, weight, bias, targets, encoder_lengths, target_lengths, negatives, log_prob, durations: int = 0
+):
+    """Raise ValueError where shapes, dtypes or devices disagree; with TDT's durations the weight has their rows too."""
     tensors = {
         "encoder": (encoder, 3, "(B, T, H)"),
         "predictor": (predictor, 3, "(B, U + 1, H)"),
@@ -58,7 +86,7 @@ def check_tensors(encoder, predictor, weight, bias, targets, encoder_lengths, ta
             raise ValueError(f"{name} must hold integers, got {tensor.dtype}")
 
     batch, _, hidden = encoder.shape
-    vocabulary = weight.shape[0] - 1
+    vocabulary = weight.shape[0] - 1 - durations
     expected = {
         "encoder": (encoder, (batch, encoder.shape[1], hidden)),
         "predictor": (predictor, (batch, targets.shape[1] + 1, hidden)),
@@ -77,7 +105,10 @@ def check_tensors(encoder, predictor, weight, bias, targets, encoder_lengths, ta
     if batch < 1:
         raise ValueError("encoder holds no utterance (B = 0)")
     if vocabulary < 1:
-        raise ValueError(f"weight must have a row for each of V >= 1 labels and one for blank, got {weight.shape[0]}")
+        tdt = f" and one for each of {durations} durations" if durations else ""
+        raise ValueError(
+            f"weight must have a row for each of V >= 1 labels, one for blank{tdt}, got {weight.shape[0]} rows"
+        )
     if negatives is None:
         if log_prob is not None:
             raise ValueError("negative_log_prob corrects the scores of negatives, but negatives is None: pass both")
@@ -137,7 +168,8 @@ def make_problem(
     Args:
         survey: :func:`survey`, or what does its work on this device.
     """
-    vocabulary = weight.shape[0] - 1
+    durations = len(options.durations or ())
+    vocabulary = weight.shape[0] - 1 - durations
     batch, longest = targets.shape
     target_lengths = target_lengths.long()
     numbers, candidates, table = survey(
@@ -169,6 +201,8 @@ def make_problem(
         largest = aligned(max(count))
         ids, log_q = candidates.ids[:, :largest], candidates.log_q[:, :largest]
         candidates = replace(candidates, ids=ids, log_q=log_q)
+    if durations:
+        candidates = with_durations(candidates, vocabulary, durations, aligned(max(count) + durations))
     lattice = Lattice(frames, labels)
     if options.max_logits is not None:
         _check_logits(lattice, count, options.max_logits)

@@ -25,6 +25,9 @@ class Options:
     reduction: str | None = "mean_batch"
     workspace_mib: int = 256
     impl: str = "auto"
+    durations: tuple[int, ...] | None = None
+    sigma: float = 0.0
+    omega: float = 0.0
     max_logits: int | None = None  # more lattice cells times candidates in a batch are refused
 
 
@@ -35,7 +38,8 @@ class Problem:
     Attributes:
         lattice: frames and labels of each utterance.
         candidates: who is in the softmax.
-        candidate_count: size of each set, on the host (one entry in the batch scope and without sampling).
+        candidate_count: size of each set, on the host (one entry in the batch scope and without sampling), without
+            TDT's durations.
         target_lengths: (B,) int64 on the device.
         options: the scalar arguments.
         seed: of the dropout mask.
@@ -60,8 +64,9 @@ class Problem:
         """Row of the candidate tables that holds this utterance's set."""
         return utterance if self.per_utterance else 0
 
-    def count(self, utterance: int) -> int:
-        return self.candidate_count[self.group(utterance)]
+    def rows(self, group: int) -> int:
+        """Rows of the weight in a set: its candidates, and TDT's durations."""
+        return self.candidate_count[group] + len(self.options.durations or ())
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

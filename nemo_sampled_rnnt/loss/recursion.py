@@ -17,7 +17,7 @@ import numpy as np
 
 
 @numba.njit(inline="always")
-def _log_add(a, b):
+def log_add(a, b):
     high, low = (a, b) if a > b else (b, a)
     # -inf: no path. `not (low > ...)` lets NaN through to the sum, so that it is seen.
     return high if low == -math.inf else high + math.log1p(math.exp(low - high))
@@ -35,7 +35,7 @@ def _forward(log_blank, log_label, alpha):
             elif u == 0:
                 alpha[t, u] = alpha[t - 1, u] + log_blank[t - 1, u]
             else:
-                alpha[t, u] = _log_add(alpha[t - 1, u] + log_blank[t - 1, u], alpha[t, u - 1] + log_label[t, u - 1])
+                alpha[t, u] = log_add(alpha[t - 1, u] + log_blank[t - 1, u], alpha[t, u - 1] + log_label[t, u - 1])
     return alpha[frames - 1, width - 1] + log_blank[frames - 1, width - 1]
 
 
@@ -51,7 +51,7 @@ def _backward(log_blank, log_label, alpha, likelihood, by_blank, by_label):
             label = log_label[t, u] + beta[u + 1] if u < width - 1 else -math.inf
             by_blank[t, u] = math.exp(alpha[t, u] + blank - likelihood)
             by_label[t, u] = math.exp(alpha[t, u] + label - likelihood)
-            beta[u] = _log_add(blank, label)
+            beta[u] = log_add(blank, label)
 
 
 def forward_log_likelihood(log_blank: np.ndarray, log_label: np.ndarray) -> float:

@@ -6,13 +6,15 @@
     alpha[t,u] = logadd(alpha[t-1,u] + log p(blank | t-1,u), alpha[t,u-1] + log p(y_u | t,u-1))
     loss       = -(alpha[T-1,U] + log p(blank | T-1,U))
 
-It holds the joint of one utterance at a time, and autograd keeps them all: for tests and small batches.
+The lattice of a TDT model: ``tdt_reference.py``. It holds the joint of one utterance at a time, and autograd keeps
+them all: for tests and small batches.
 """
 
 from __future__ import annotations
 
 import torch
 
+from nemo_sampled_rnnt.loss import tdt_reference
 from nemo_sampled_rnnt.loss.dropout import keep_mask
 from nemo_sampled_rnnt.loss.problem import Problem, accumulation_dtype
 from nemo_sampled_rnnt.loss.reduction import reduce
@@ -24,8 +26,8 @@ def reference_loss(encoder, predictor, weight, bias, problem: Problem) -> tuple[
     Args:
         encoder: (B, T, H) float, projected encoder outputs.
         predictor: (B, U+1, H) float, projected predictor outputs.
-        weight: (V+1, H) float, rows of the output layer, blank last.
-        bias: (V+1,) float.
+        weight: (V+1, H) float, rows of the output layer, blank last; behind them those of durations.
+        bias: (V+1,) float, likewise.
         problem: the checked batch.
 
     Returns:
@@ -43,7 +45,7 @@ def utterance_loss(encoder, predictor, weight, bias, problem: Problem, b: int) -
     """() loss of utterance b; encoder (T, H) and predictor (U+1, H) may be longer than the utterance."""
     options, candidates = problem.options, problem.candidates
     frames, labels = problem.lattice.frames[b], problem.lattice.labels[b]
-    group, count = problem.group(b), problem.count(b)
+    group = problem.group(b)
     dtype = encoder.dtype
 
     hidden = activate(encoder[:frames, None] + predictor[None, : labels + 1].to(dtype), options.activation)
@@ -55,27 +57,38 @@ def utterance_loss(encoder, predictor, weight, bias, problem: Problem, b: int) -
     if candidates.ids is None:
         rows, offsets = weight, bias
     else:
-        rows, offsets = weight[candidates.ids[group, :count]], bias[candidates.ids[group, :count]]
+        ids = candidates.ids[group, : problem.rows(group)]
+        rows, offsets = weight[ids], bias[ids]
     scores = torch.nn.functional.linear(hidden, rows.to(dtype)).to(accumulation_dtype(dtype)) + offsets
+    first = candidates.durations or 0
+    scores = scores, scores[..., first : first + len(options.durations or ())]
     target = candidates.target[b, :labels]
 
-    def loss_of(scores):
-        return transducer_loss(scores, target, candidates.blank, _log_q(problem, group, scores), options)
+    def loss_of(scores, duration_scores):
+        log_q = _log_q(problem, group, scores)
+        return transducer_loss(scores, duration_scores, target, candidates.blank, log_q, options)
 
-    cost = _ClampedGradient.apply(scores, loss_of, options.clamp) if options.clamp > 0 else loss_of(scores)
+    cost = _ClampedGradient.apply(*scores, loss_of, options.clamp) if options.clamp > 0 else loss_of(*scores)
     # torch.where would still send NaN * 0 = NaN backwards from an utterance that is left out.
     return cost if cost.isfinite() else cost.detach()
 
 
-def transducer_loss(scores, target, blank: int, log_q, options) -> torch.Tensor:
-    """() loss of one utterance from its scores (T, U+1, S), standard; with FastEmit as NeMo has it."""
+def transducer_loss(scores, duration_scores, target, blank: int, log_q, options) -> torch.Tensor:
+    """() loss of one utterance from its scores (T, U+1, S), standard; with FastEmit as NeMo has it.
+
+    Those of durations are (T, U+1, D), D = 0 for plain RNN-T. They are among the S, where log q = inf leaves them out.
+    """
     normaliser = (scores if log_q is None else scores - log_q).logsumexp(dim=-1)
     log_blank = scores[..., blank] - normaliser  # (T, U+1)
     index = target.expand(scores.shape[0], -1)[..., None]
     log_label = scores[:, :-1].gather(2, index)[..., 0] - normaliser[:, :-1]  # (T, U)
     emit = options.fastemit_lambda
     log_label = log_label * (1 + emit) - log_label.detach() * emit  # its value, (1 + lambda) its gradient
-    cost = -log_likelihood(log_blank, log_label)
+    if options.durations is None:
+        cost = -log_likelihood(log_blank, log_label)
+    else:
+        log_duration = duration_scores.log_softmax(dim=-1) - options.sigma
+        cost = -tdt_reference.log_likelihood(log_blank, log_label, log_duration, options.durations)
     return cost + emit * cost.detach()
 
 
@@ -110,22 +123,32 @@ def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
 
 
 def _log_q(problem: Problem, group: int, scores: torch.Tensor) -> torch.Tensor | None:
-    log_q = problem.candidates.log_q
-    return None if log_q is None else log_q[group, : scores.shape[-1]].to(scores.dtype)
+    candidates = problem.candidates
+    if candidates.log_q is not None:
+        return candidates.log_q[group, : scores.shape[-1]].to(scores.dtype)
+    if candidates.durations is None:
+        return None
+    log_q = scores.new_zeros(scores.shape[-1])
+    log_q[candidates.durations :] = torch.inf
+    return log_q
 
 
 class _ClampedGradient(torch.autograd.Function):
-    """The loss of one utterance, with the gradient at its scores clamped at unit scale, before any weight."""
+    """The loss of one utterance, with the gradient at its scores clamped at unit scale, before any weight.
+
+    That at the scores of durations is not, as in NeMo.
+    """
 
     @staticmethod
-    def forward(ctx, scores, loss_of, clamp):
+    def forward(ctx, scores, duration_scores, loss_of, clamp):
         with torch.enable_grad():
-            leaf = scores.detach().requires_grad_()
-            cost = loss_of(leaf)
-            (gradient,) = torch.autograd.grad(cost, leaf)
-        ctx.save_for_backward(gradient.clamp_(-clamp, clamp))
+            leaves = [x.detach().requires_grad_() for x in (scores, duration_scores)]
+            cost = loss_of(*leaves)
+            gradient, other = torch.autograd.grad(cost, leaves, allow_unused=True)
+        ctx.save_for_backward(gradient.clamp_(-clamp, clamp), other)
         return cost.detach()
 
     @staticmethod
     def backward(ctx, cost_gradient):
-        return cost_gradient * ctx.saved_tensors[0], None, None
+        gradient, other = ctx.saved_tensors
+        return cost_gradient * gradient, None if other is None else cost_gradient * other, None, None

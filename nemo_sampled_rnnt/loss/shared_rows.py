@@ -24,7 +24,7 @@ class SharedRows:
         columns: S, columns of a tile's logits.
         stride: S rounded up to ALIGNMENT.
         offsets: (1, stride) float, c_k - log q_k, what is added to the product before the log-sum-exp; -inf in the
-            padding. Scores of blank and labels need no more, since q = 1 there.
+            padding and for TDT's durations. Scores of blank and labels need no more, since q = 1 there.
         utterance_bytes: of workspace for an utterance beside its cells.
     """
 
@@ -34,7 +34,8 @@ class SharedRows:
         self._total_rows = len(weight)
         if problem.candidates.ids is None:
             self._ids = None
-            rows, self.offsets = len(weight), _padded_offsets(bias[None], len(weight), dtype)
+            rows = len(weight)
+            self.offsets = _padded_offsets(bias[None, : problem.candidates.durations], rows, dtype)
             copied = weight.dtype != dtype or weight.numel() * weight.element_size() <= spare
             if rows % ALIGNMENT and copied:  # V + 1 is odd as a rule, and tensor cores want multiples of ALIGNMENT
                 self._rows = weight.new_zeros(aligned(rows), weight.shape[1], dtype=dtype)
@@ -42,7 +43,7 @@ class SharedRows:
             else:
                 self._rows = weight.to(dtype)
         else:
-            self._ids, self._count = problem.candidates.ids[0], problem.candidate_count[0]
+            self._ids, self._count = problem.candidates.ids[0], problem.rows(0)
             self._rows, self.offsets = candidate_rows(weight, bias, problem, dtype)
         self.columns, self.stride = len(self._rows), aligned(len(self._rows))
         body = self.columns // ALIGNMENT * ALIGNMENT
@@ -120,4 +121,4 @@ def candidate_offsets(bias: torch.Tensor, problem: Problem, dtype: torch.dtype) 
 
 def _padded_offsets(bias: torch.Tensor, columns: int, dtype: torch.dtype) -> torch.Tensor:
     offsets = bias.to(accumulation_dtype(dtype))
-    return torch.nn.functional.pad(offsets, (0, aligned(columns) - columns), value=-torch.inf)
+    return torch.nn.functional.pad(offsets, (0, aligned(columns) - offsets.shape[1]), value=-torch.inf)

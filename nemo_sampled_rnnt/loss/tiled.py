@@ -8,7 +8,8 @@ cell, the lattice, the logits turned into their gradient in place,
 
 and from it the gradients of weight, bias and hidden, summed over u and t. Nothing of size cells x H or
 cells x S outlives the visit. An utterance larger than the workspace is cut: all its rows are scored for the
-lattice, and those that are no longer in the workspace again for the gradient. The steps on single cells are a
+lattice, and those that are no longer in the workspace again for the gradient. The durations of a TDT model are columns
+of the same products, which the softmax over candidates leaves out. The steps on single cells are a
 :class:`Cells` of the device: ``cells_torch.py`` for the CPU, ``cuda/`` for the GPU.
 
 Design: ours (after NeMo's fused joint, which still keeps every sub-batch for backward).

@@ -5,6 +5,8 @@ from __future__ import annotations
 from nemo.collections.asr.models import EncDecHybridRNNTCTCBPEModel, EncDecHybridRNNTCTCModel, EncDecRNNTBPEModel
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from nemo_sampled_rnnt.modules.nemo_loss import MULTI_BLANK
+
 JOINT = "nemo_sampled_rnnt.modules.SampledRNNTJoint"
 STOCK_JOINTS = tuple(
     f"nemo.collections.asr.modules.{path}{name}" for path in ("", "rnnt.") for name in ("RNNTJoint", "SampledRNNTJoint")
@@ -37,16 +39,11 @@ def prepare_config(cfg: DictConfig, model_class: type) -> DictConfig:
     """Our joint in place of a stock one, our class as the target of the checkpoint, a CTC head for a hybrid.
 
     Raises:
-        ValueError: the sampler is "ctc" and there is no ``aux_ctc`` section; the joint is of another kind.
+        ValueError: the sampler is "ctc" and there is no ``aux_ctc`` section; joint or loss are of another kind, or do
+            not fit each other.
     """
     joint = cfg.joint.get("_target_", "")
-    if cfg.joint.get("num_extra_outputs") or (joint.startswith("nemo.") and joint not in STOCK_JOINTS):
-        loss = (cfg.get("loss") or {}).get("loss_name", "default")
-        raise ValueError(
-            f"{model_class.__name__} trains plain RNN-T with NeMo's RNNTJoint or ours, but this model has "
-            f"{joint.rsplit('.', 1)[-1]} with {cfg.joint.get('num_extra_outputs') or 0} extra outputs and the loss "
-            f"{loss} (TDT, multi-blank and HAT models are not supported): train it with NeMo's own class"
-        )
+    _refuse_other_kinds(cfg, model_class, joint)
     with open_dict(cfg):
         # NeMo writes the target only where there is none: a config copied from a stock model would save as one.
         cfg.target = f"nemo_sampled_rnnt.models.{model_class.__name__}"
@@ -65,3 +62,25 @@ def prepare_config(cfg: DictConfig, model_class: type) -> DictConfig:
             "configs/conformer_transducer_bpe_sampled.yaml), or set the sampler to uniform or unigram"
         )
     return cfg
+
+
+def _refuse_other_kinds(cfg: DictConfig, model_class: type, joint: str) -> None:
+    loss, extra = cfg.get("loss") or {}, cfg.joint.get("num_extra_outputs") or 0
+    name = loss.get("loss_name", "default")
+    durations = (loss.get(f"{name}_kwargs") or {}).get("durations") if name.startswith("tdt") else None
+    if joint.startswith("nemo.") and joint not in STOCK_JOINTS:
+        reason = "HAT has a joint of its own"
+    elif name.startswith("multiblank"):
+        reason = MULTI_BLANK
+    elif extra != len(durations or ()):
+        reason = (
+            f"the loss has {len(durations or ())} durations: a TDT model has loss.loss_name tdt, and "
+            "joint.num_extra_outputs is the number of loss.tdt_kwargs.durations"
+        )
+    else:
+        return
+    raise ValueError(
+        f"{model_class.__name__} trains RNN-T and TDT with NeMo's RNNTJoint or ours, but this model has "
+        f"{joint.rsplit('.', 1)[-1]} with {extra} extra outputs and the loss {name} ({reason}): correct that, or train "
+        "it with NeMo's own class"
+    )

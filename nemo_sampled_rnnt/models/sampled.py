@@ -30,7 +30,7 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
         trainer: Lightning's trainer.
 
     Raises:
-        ValueError: the sampler is "ctc" but there is no ``aux_ctc`` section; a TDT, multi-blank or HAT model.
+        ValueError: the sampler is "ctc" but there is no ``aux_ctc`` section; a multi-blank or HAT model.
     """
 
     def __init__(self, cfg: DictConfig, trainer=None):

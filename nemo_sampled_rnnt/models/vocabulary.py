@@ -16,7 +16,8 @@ class VocabularyMixin:
     """``change_vocabulary`` that keeps the loss, and on request the weights."""
 
     def change_vocabulary(self, *args, extend: bool = False, **kwargs):
-        """NeMo's, which forgets FastEmit and reduction, and leaves the CTC head of a plain transducer behind.
+        """NeMo's, which forgets FastEmit and reduction, makes plain RNN-T with a wrong blank of a TDT model, and leaves
+        the CTC head of a plain transducer behind.
 
         Args:
             args, kwargs: as NeMo's: directory and type of a tokenizer, or the list of characters.
@@ -45,7 +46,7 @@ class VocabularyMixin:
     def _rebuild_loss(self) -> None:
         name, options = self.extract_rnnt_loss_cfg(self.cfg.get("loss"))
         self.loss = RNNTLoss(
-            num_classes=self.joint.num_classes_with_blank - 1,
+            num_classes=self.joint.num_classes_with_blank - 1 - self.joint.num_extra_outputs,
             loss_name=name,
             loss_kwargs=options,
             reduction=self.cfg.get("rnnt_reduction", "mean_batch"),
@@ -76,7 +77,7 @@ class VocabularyMixin:
             getattr(self, part).load_state_dict(rest, strict=False)
             for name, layer in layers.items():
                 if part != "decoder":
-                    start_below(layer, new_layers[name], [i for i, _ in pairs])
+                    start_below(layer, new_layers[name], [i for i, _ in pairs], len(after) - len(pairs))
                 copy_rows(layer, new_layers[name], pairs, (len(before), len(after)))
 
 
@@ -100,16 +101,19 @@ def vocabulary_layers(part: str, module: torch.nn.Module) -> dict[str, torch.nn.
     return {f"{layers}.{last}": getattr(module, layers)[last]}
 
 
-def copy_rows(old: torch.nn.Module, new: torch.nn.Module, pairs: list[tuple[int, int]], blank: tuple[int, int]) -> None:
-    """Copy the rows of the known labels, and that of blank (in an embedding: padding), where there is one."""
-    if len(old.weight) > blank[0]:
-        pairs = [*pairs, blank]
+def copy_rows(old: torch.nn.Module, new: torch.nn.Module, pairs: list[tuple[int, int]], size: tuple[int, int]) -> None:
+    """Copy the rows of the known labels, and those behind all labels: blank (in an embedding: padding), durations.
+
+    Args:
+        size: of the old and of the new vocabulary.
+    """
+    pairs = pairs + [(size[0] + i, size[1] + i) for i in range(len(old.weight) - size[0])]
     source, place = zip(*pairs, strict=True)
     for name, tensor in new.named_parameters():
         tensor[list(place)] = old.get_parameter(name)[list(source)]
 
 
-def start_below(old: torch.nn.Module, new: torch.nn.Module, known: list[int]) -> None:
+def start_below(old: torch.nn.Module, new: torch.nn.Module, known: list[int], added: int) -> None:
     """New labels score the mean of the known ones, less delta.
 
         z_new = mean_k z_k - delta        delta = log(max(1, N / K) / NEW_SHARE),  N new and K known labels
@@ -120,6 +124,5 @@ def start_below(old: torch.nn.Module, new: torch.nn.Module, known: list[int]) ->
 
     Source: the mean, Hewitt 2021 (Initializing new word embeddings for pretrained language models); delta: ours.
     """
-    added = len(new.weight) - 1 - len(known)
     new.weight.copy_(old.weight[known].mean(dim=0))
     new.bias.fill_(old.bias[known].mean() - math.log(max(1, added / len(known)) / NEW_SHARE))

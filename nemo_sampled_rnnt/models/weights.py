@@ -153,9 +153,14 @@ class WeightsMixin:
         """Load what has a place; raises ValueError for weights of another vocabulary."""
         name = f"{self._output_layer}.bias"
         if name in weights and len(weights[name]) != self.joint.num_classes_with_blank:
+            theirs, ours, extra = len(weights[name]), self.joint.num_classes_with_blank, self.joint.num_extra_outputs
+            if extra:
+                raise ValueError(
+                    f"the weights have {theirs} outputs of the joint, but the model has {ours}, for "
+                    f"{ours - 1 - extra} labels, blank and {extra} durations: {ANOTHER_VOCABULARY}"
+                )
             raise ValueError(
-                f"the weights are of {len(weights[name]) - 1} labels and blank, but the model has "
-                f"{self.joint.num_classes_with_blank - 1}: {ANOTHER_VOCABULARY}"
+                f"the weights are of {theirs - 1} labels and blank, but the model has {ours - 1}: {ANOTHER_VOCABULARY}"
             )
         return super().load_state_dict(weights, strict=False, assign=assign)
 

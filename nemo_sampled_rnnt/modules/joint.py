@@ -30,6 +30,7 @@ class SampledRNNTJoint(RNNTJoint):
     Args:
         jointnet, num_classes, and the others: as in :class:`RNNTJoint`. ``fuse_loss_wer`` is always on and
             ``fused_batch_size`` has no effect: the tiles of the loss follow ``sampled_softmax.workspace_mib``.
+            ``num_extra_outputs`` are the durations of a TDT model, which are always all computed.
         sampled_softmax: mapping with the keys of :class:`nemo_sampled_rnnt.sampling.SampledSoftmax`, such as
             ``{n_samples: 512, sampler: ctc}``. None: the exact loss in training too, tiled.
         n_samples: as in NeMo's own SampledRNNTJoint: so many uniform negatives. Not together with sampled_softmax.
@@ -55,11 +56,6 @@ class SampledRNNTJoint(RNNTJoint):
         n_samples: int | None = None,
         sampled_softmax: Any = None,
     ):
-        if num_extra_outputs:
-            raise ValueError(
-                f"num_extra_outputs is {num_extra_outputs}, but SampledRNNTJoint trains plain RNN-T (TDT and "
-                "multi-blank models have extra outputs): use NeMo's RNNTJoint for this model"
-            )
         if n_samples is not None and sampled_softmax is not None:
             raise ValueError(
                 f"n_samples ({n_samples}) stands beside sampled_softmax: write sampled_softmax.n_samples instead"
@@ -67,6 +63,7 @@ class SampledRNNTJoint(RNNTJoint):
         super().__init__(
             jointnet=jointnet,
             num_classes=num_classes,
+            num_extra_outputs=num_extra_outputs,
             vocabulary=vocabulary,
             log_softmax=log_softmax,
             preserve_memory=preserve_memory,
@@ -209,6 +206,9 @@ class SampledRNNTJoint(RNNTJoint):
                     reduction=self.loss.reduction,
                     workspace_mib=256 if config is None else config.workspace_mib,
                     impl="auto" if config is None else config.impl,
+                    durations=settings.durations,
+                    sigma=settings.sigma,
+                    omega=settings.omega if self.training else 0.0,
                     max_logits=config.max_logits if negatives.ids is not None else None,
                 ),
             )
@@ -302,7 +302,7 @@ class SampledRNNTJoint(RNNTJoint):
             self.wer._to_sync = synced
 
     def set_loss(self, loss):
-        """Take FastEmit, clamp and reduction from the loss NeMo built; refuse one that cannot be sampled."""
+        """Take reduction, FastEmit, clamp and TDT's settings from the loss NeMo built; refuse one of another kind."""
         self._settings = loss_settings(loss)
         super().set_loss(loss)
 
@@ -324,6 +324,14 @@ class SampledRNNTJoint(RNNTJoint):
     def _loss_settings(self) -> LossSettings:
         if self._settings is None or self._wer is None:
             raise ValueError("SampledRNNTJoint has no loss or WER yet: call set_loss() and set_wer() as NeMo does")
+        durations = self._settings.durations or ()
+        # Not in set_loss: NeMo's change_vocabulary sets a plain loss, which our models then replace.
+        if len(durations) != self.num_extra_outputs:
+            raise ValueError(
+                f"num_extra_outputs is {self.num_extra_outputs}, but the model's loss has {len(durations)} durations "
+                f"{list(durations)}: a TDT model has loss.loss_name tdt and an output for each of "
+                "loss.tdt_kwargs.durations, any other none"
+            )
         return self._settings
 
     def _dropout(self) -> float:

@@ -164,3 +164,20 @@ def test_from_the_command_line(stock_files, larger_tokenizer, speech, tmp_path):
     assert set(ours.state_dict()) == set(exported.state_dict())
     lines = [json.loads(line) for line in speech.read_text().splitlines()]
     exported.transcribe([lines[0]["audio_filepath"]], verbose=False)
+
+
+def test_a_tdt_model(script, tokenizer, speech, tmp_path):
+    """Durations, loss and decoding are the file's."""
+    durations = [0, 1, 2]
+    more = {
+        "joint": {"num_extra_outputs": 3},
+        "decoding": {"model_type": "tdt", "durations": durations},
+        "loss": {"loss_name": "tdt", "tdt_kwargs": {"durations": durations, "sigma": 0.02, "omega": 0.1}},
+    }
+    BPE.build_stock(tokenizer, speech, more=more).save_to(str(tmp_path / "tdt.nemo"))
+    asked = config("model.joint.sampled_softmax.n_samples=7", init_from_nemo_model=str(tmp_path / "tdt.nemo"))
+    model = script.restore(asked)
+    assert type(model) is BPE.ours and model.has_ctc_head
+    assert list(model.loss._loss.durations) == durations and model.joint.num_extra_outputs == 3
+    model.setup_training_data({**model.cfg.train_ds, "manifest_filepath": str(speech), "batch_size": 2})
+    assert fit(model, 1, limit_val_batches=0).callback_metrics["train_loss"].isfinite()

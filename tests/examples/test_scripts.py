@@ -25,7 +25,10 @@ def test_tokenizer(tokenizer):
     assert {"tokenizer.model", "vocab.txt"} <= {path.name for path in tokenizer.iterdir()}
 
 
-@pytest.mark.parametrize("config", ["conformer_transducer_bpe_sampled", "fastconformer_transducer_bpe_sampled"])
+@pytest.mark.parametrize(
+    "config",
+    ["conformer_transducer_bpe_sampled", "fastconformer_transducer_bpe_sampled", "fastconformer_tdt_bpe_sampled"],
+)
 def test_training(config, speech, tokenizer, tmp_path):
     output = run(
         "examples/speech_to_text_rnnt_bpe.py", f"--config-name={config}", *SHRINK,

@@ -6,10 +6,11 @@ compute-sanitizer --tool racecheck --error-exitcode 1 python tests/loss/sanitize
 """
 
 import torch
+from tdt_truth import DOUBLING, make_tdt_problem
 from truth import assert_same, gradients_of, make_problem
 
 from nemo_sampled_rnnt import sampled_rnnt_loss
-from nemo_sampled_rnnt.loss.cuda import kernels
+from nemo_sampled_rnnt.loss.cuda import kernels, tdt_kernels
 
 CASES = {
     "bfloat16, exact": (torch.bfloat16, {}, {}),
@@ -19,10 +20,27 @@ CASES = {
     "float32, cut by rows": (torch.float32, {"B": 1, "T": 67, "V": 8200}, {"workspace_mib": 1}),  # and a block a group
     "float64, vector of losses": (torch.float64, {"scope": "batch"}, {"reduction": None}),
     "wider than a block": (torch.float32, {"B": 2, "T": 3, "U": kernels.LATTICE_THREADS + 5}, {}),
+    "TDT, bfloat16": (torch.bfloat16, {"durations": DOUBLING}, {}),
+    "TDT, bfloat16, utterance scope, grouped products": (
+        torch.bfloat16,
+        {"durations": DOUBLING, "scope": "utterance", "H": 24},
+        {},
+    ),
+    "TDT, float32, cut by rows": (
+        torch.float32,
+        {"durations": DOUBLING, "B": 1, "T": 67, "V": 8200},
+        {"workspace_mib": 1},
+    ),
+    "TDT, float64, wider than a block": (
+        torch.float64,
+        {"durations": (0, 2, 3), "B": 2, "T": 3, "U": tdt_kernels.TDT_LATTICE_THREADS + 5},
+        {},
+    ),
 }
 
 for name, (dtype, sizes, options) in CASES.items():
-    problem = make_problem(0, **{"B": 3, "T": 9, "U": 5, "H": 16, "V": 37, "N": 11, "scale": 0.5, **sizes}).to(dtype)
+    sizes = {"B": 3, "T": 9, "U": 5, "H": 16, "V": 37, "N": 11, "scale": 0.5, **sizes}
+    problem = (make_tdt_problem if "durations" in sizes else make_problem)(0, **sizes).to(dtype)
     upstream = torch.linspace(0.5, 1, len(problem.targets)) if "reduction" in options else None
     got = gradients_of(problem.to("cuda"), sampled_rnnt_loss, impl="cuda", upstream=upstream, **options)
     if "dropout" not in options:

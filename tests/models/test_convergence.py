@@ -18,6 +18,8 @@ from nemo_sampled_rnnt.sampling import ctc_posteriors
 
 V, FEATURES, ENCODED, PREDICTED, HIDDEN = 41, 24, 64, 16, 64
 VOCABULARY = [chr(0x4E00 + i) for i in range(V)]
+DURATIONS = [0, 1, 2, 3, 4]
+TDT_LOSS = {"durations": DURATIONS, "sigma": 0.02, "omega": 0.1}
 
 
 def speak(random: torch.Generator, batch: int = 16):
@@ -31,7 +33,7 @@ def speak(random: torch.Generator, batch: int = 16):
 
 
 class Transducer(torch.nn.Module):
-    def __init__(self, sampled_softmax):
+    def __init__(self, sampled_softmax, tdt=False):
         super().__init__()
         self.encoder = torch.nn.Conv1d(FEATURES, ENCODED, 3, padding=1)
         self.ctc_head = torch.nn.Linear(ENCODED, V + 1)
@@ -43,10 +45,15 @@ class Transducer(torch.nn.Module):
                 "encoder_hidden": ENCODED, "pred_hidden": PREDICTED, "joint_hidden": HIDDEN, "activation": "relu",
             },
             num_classes=V, vocabulary=VOCABULARY, sampled_softmax=sampled_softmax,
+            num_extra_outputs=len(DURATIONS) if tdt else 0,
         )  # fmt: skip
-        config = OmegaConf.create({"strategy": "greedy_batch", "greedy": {"max_symbols": 3}})
+        config = {"strategy": "greedy_batch", "greedy": {"max_symbols": 3}}
+        if tdt:
+            config |= {"model_type": "tdt", "durations": DURATIONS}
+        config = OmegaConf.create(config)
         decoding = RNNTDecoding(decoding_cfg=config, decoder=self.decoder, joint=self.joint, vocabulary=VOCABULARY)
-        self.joint.set_loss(RNNTLoss(num_classes=V))
+        name, options = ("tdt", dict(TDT_LOSS)) if tdt else ("default", {})  # NeMo empties them
+        self.joint.set_loss(RNNTLoss(num_classes=V, loss_name=name, loss_kwargs=options))
         self.joint.set_wer(WER(decoding=decoding, use_cer=True, log_prediction=False))
 
     def forward(self, frames, lengths, targets, labels, compute_wer=False):
@@ -66,10 +73,10 @@ class Transducer(torch.nn.Module):
         return loss, ctc_loss, error_rate
 
 
-def train(sampled_softmax, steps=400):
+def train(sampled_softmax, steps=400, tdt=False):
     """The exact loss and the label error rate on sequences that training did not see."""
     torch.manual_seed(1)
-    model, random = Transducer(sampled_softmax), torch.Generator().manual_seed(2)
+    model, random = Transducer(sampled_softmax, tdt), torch.Generator().manual_seed(2)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
     for _ in range(steps):
@@ -104,3 +111,23 @@ def test_sampled_by_ctc_is_as_good_as_exact(options, exact):
     print(f"{options}: loss {loss:.3f}, label error rate {error_rate:.4f}; exact {exact[0]:.3f}, {exact[1]:.4f}")
     assert error_rate < exact[1] + 0.03
     assert loss < exact[0] + 0.5
+
+
+@pytest.fixture(scope="module")
+def exact_tdt():
+    loss, error_rate = train(None, tdt=True)
+    assert error_rate < 0.06, "the task is learnable"
+    return loss, error_rate
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"sampler": "ctc"}, {"sampler": "ctc", "scope": "batch", "correction": True}],
+    ids=["for each utterance", "for the batch, corrected"],
+)
+def test_sampled_tdt_is_as_good_as_exact(options, exact_tdt):
+    """Within 2 points of the exact TDT model's label error rate."""
+    loss, error_rate = train({"n_samples": 5, "seed": 3} | options, tdt=True)
+    print(f"{options}: loss {loss:.3f}, error rate {error_rate:.4f}; exact {exact_tdt[0]:.3f}, {exact_tdt[1]:.4f}")
+    assert error_rate < exact_tdt[1] + 0.02
+    assert loss < exact_tdt[0] + 0.5

@@ -251,10 +251,3 @@ def test_loss_names(name, tokenizer):
     model = EncDecSampledRNNTBPEModel(config)
     model.load_state_dict(reference.state_dict(), strict=False)
     torch.testing.assert_close(exact_loss(model.eval()), exact_loss(reference.eval()), atol=1e-4, rtol=1e-5)
-
-
-def test_tdt_is_refused_by_name(tokenizer):
-    config = make_config(tokenizer)
-    config.loss = {"loss_name": "tdt_pytorch", "tdt_pytorch_kwargs": {"durations": [0, 1, 2]}}
-    with pytest.raises(ValueError, match="the model's loss is TDTLossPytorch.*set model.loss.loss_name to default"):
-        EncDecSampledRNNTBPEModel(config)

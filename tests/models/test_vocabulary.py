@@ -74,7 +74,7 @@ def test_says_what_it_said_with_3000_more_labels(family, change, tokenizer, spee
 
 def test_says_something_else_with_rows_at_random(change, tokenizer, speech, wav_files, monkeypatch):
     """Of the same scale as the old ones: so what the model says does hang on the new rows."""
-    monkeypatch.setattr(module, "start_below", lambda old, new, known: new.weight.normal_(std=old.weight.std()))
+    monkeypatch.setattr(module, "start_below", lambda old, new, known, added: new.weight.normal_(std=old.weight.std()))
     model = speaking(HYBRID, tokenizer, speech)
     said = everything_said(model, HYBRID, wav_files)
     change(model, HYBRID, extend=True)

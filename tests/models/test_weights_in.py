@@ -7,7 +7,7 @@ import tarfile
 import pytest
 import torch
 from families import BPE, CHARACTER, CHARACTER_HYBRID, FAMILIES, HYBRID, assert_same_weights
-from nemo.collections.asr.models import ASRModel, EncDecCTCModelBPE, EncDecHybridRNNTCTCBPEModel, EncDecRNNTBPEModel
+from nemo.collections.asr.models import ASRModel, EncDecCTCModelBPE, EncDecHybridRNNTCTCBPEModel
 from nemo.core.classes import common
 from nemo.core.classes.modelPT import ModelPT
 from nemo.utils import logging
@@ -276,16 +276,6 @@ def test_other_labels(ours, name, files):
     right = f"this is a {name}: open it with {name.replace('EncDec', 'EncDecSampled')}"
     with pytest.raises(ValueError, match=f"{ours.ours.__name__} has .* for labels, but {right}"):
         ours.ours.restore_from(files[name])
-
-
-def test_tdt(tokenizer, speech, tmp_path):
-    config = BPE.stock_config(tokenizer, speech)
-    config.joint.num_extra_outputs = 3
-    config.loss = {"loss_name": "tdt", "tdt_kwargs": {"durations": [0, 1, 2], "sigma": 0.05, "omega": 0.1}}
-    config.decoding = {"strategy": "greedy_batch", "model_type": "tdt", "durations": [0, 1, 2], "greedy": {}}
-    EncDecRNNTBPEModel(config).save_to(str(tmp_path / "tdt.nemo"))
-    with pytest.raises(ValueError, match="RNNTJoint with 3 extra outputs and the loss tdt .* NeMo's own class"):
-        EncDecSampledRNNTBPEModel.restore_from(str(tmp_path / "tdt.nemo"))
 
 
 def take(way, family, path, model=None, config=None):

@@ -267,21 +267,15 @@ class TestConfig:
         with pytest.raises(ValueError, match="n_samples: expected an integer of at least 1"):
             SampledRNNTJoint(jointnet(), V, vocabulary=VOCABULARY, n_samples=n_samples)
 
-    def test_extra_outputs(self):
-        with pytest.raises(ValueError, match="num_extra_outputs is 5.*TDT and multi-blank.*RNNTJoint"):
-            SampledRNNTJoint(jointnet(), V, num_extra_outputs=5, vocabulary=VOCABULARY)
-
     @pytest.mark.parametrize(
         ("loss_name", "kwargs", "kind"),
         [
-            ("tdt_pytorch", {"durations": [0, 1, 2]}, "TDTLossPytorch"),
-            ("tdt", {"durations": [0, 1, 2]}, "TDTLossNumba"),
             ("multiblank_rnnt_pytorch", {"big_blank_durations": [2]}, "MultiblankRNNTLossPytorch"),
             ("multiblank_rnnt", {"big_blank_durations": [2]}, "MultiblankRNNTLossNumba"),
         ],
     )
     def test_loss_that_cannot_be_sampled(self, loss_name, kwargs, kind):
-        with pytest.raises(ValueError, match=f"the model's loss is {kind}: set model.loss.loss_name to default"):
+        with pytest.raises(ValueError, match=f"the model's loss is {kind}: a multi-blank .*RNNTJoint for this model"):
             equip(make_joint(OURS, **UNIFORM), loss_name, **kwargs)
 
     def test_no_loss_yet(self):

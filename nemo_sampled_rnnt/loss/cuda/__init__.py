@@ -10,7 +10,7 @@ INSTALL = (
 )
 
 
-def cuda_implementation(device: torch.device):
+def cuda_implementation(device: torch.device, tdt: bool = False):
     """The class of cell operations for this device, and the survey of a batch.
 
     Raises:
@@ -33,7 +33,12 @@ def cuda_implementation(device: torch.device):
         )
     elif not numba_cuda_is_installed():
         raise ImportError(INSTALL)
-    from nemo_sampled_rnnt.loss.cuda.cells import CudaCells
     from nemo_sampled_rnnt.loss.cuda.survey import survey
+
+    if tdt:
+        from nemo_sampled_rnnt.loss.cuda.tdt_cells import TdtCudaCells
+
+        return TdtCudaCells, survey
+    from nemo_sampled_rnnt.loss.cuda.cells import CudaCells
 
     return CudaCells, survey

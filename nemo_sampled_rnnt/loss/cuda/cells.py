@@ -44,6 +44,7 @@ class CudaCells:
         normaliser = empty(places)
         by_blank, by_label, alpha = empty((3, places), torch.int64).unbind()
         beta = empty(places, torch.int64) if needs.any else alpha  # not written without gradients
+        self.arcs, self.alpha_and_beta = (by_blank, by_label), (alpha, beta)
         hidden = workspace.hidden_and_one
         later = hidden  # stands where each tile puts its own
         targets, utterances = problem.candidates.target.contiguous(), problem.table
@@ -71,8 +72,8 @@ class CudaCells:
         if needs.any:
             self._gradient = BoundKernel(
                 kernels.gradient,
-                [utterances, hidden, later, offsets, targets, normaliser, by_blank, by_label, alpha, beta,
-                 self.costs, weights.contiguous()],
+                [utterances, hidden, later, offsets, targets, normaliser, by_blank, by_label,
+                 *self.around_arcs(alpha, beta), self.costs, weights.contiguous()],
                 WHERE,
                 (*softmax, float(options.fastemit_lambda), float(options.clamp), hidden_stride),
             )  # fmt: skip
@@ -94,6 +95,10 @@ class CudaCells:
         self._warps_of_units = -(-units // OCTET // WARP)
         self._scoring_threads = WIDE_THREADS if wide else THREADS
         self._cells_of_a_block = GROUP if wide else GROUP * WARPS
+
+    def around_arcs(self, alpha: torch.Tensor, beta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the gradient finds before and behind an arc."""
+        return alpha, beta
 
     def hidden(self, tile: Tile) -> None:
         grid = (tile.frames, -(-tile.width // LABELS), tile.utterances)

@@ -52,7 +52,8 @@ class GroupedRows(OwnRows):
         visit_of = torch.tensor(visit_of).to(self._ids.device, non_blocking=True)
         # Within a visit equal places come together, padding last; the sort is stable, so utterances keep their order.
         keys = self._place + (len(self._total) + 1) * visit_of[:, None]
-        keys = torch.where(self.offsets.isneginf(), (len(self._total) + 1) * (visit_of[:, None] + 1) - 1, keys)
+        padding = self.offsets.isneginf() & (self._ids == self._ids[:, :1])  # repeats blank, as durations do not
+        keys = torch.where(padding, (len(self._total) + 1) * (visit_of[:, None] + 1) - 1, keys)
         self._keys, self._order = keys.flatten().sort(stable=True)
 
     def logits(self, tile: Tile, hidden: torch.Tensor, out) -> torch.Tensor:

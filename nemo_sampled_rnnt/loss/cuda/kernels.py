@@ -24,25 +24,17 @@ from numba import cuda, float32, float64, int32, int64
 
 from nemo_sampled_rnnt.gpu.launch import (
     LOG2_E,
-    NOTHING,
     SIMULATED,
-    bits_of_double,
     device,
-    double_of_bits,
     exp2_less,
-    exp_split,
     fast_exp,
     larger,
-    normalised,
-    pack_number,
     reduce_by_shared_memory,
     reduce_by_shuffles,
-    sum_of_powers,
-    times_power_of_2,
-    unpack_number,
 )
 from nemo_sampled_rnnt.gpu.octets import OCTET, octets
 from nemo_sampled_rnnt.loss import dropout as counter
+from nemo_sampled_rnnt.loss.cuda.lattice_numbers import lattice_numbers
 
 WARP = 4 if SIMULATED else 32
 WARPS = 2 if SIMULATED else 8  # of a block
@@ -56,7 +48,6 @@ GROUP = 4  # cells that share the loads of their offsets
 GROUP_OF_OCTETS = GROUP * OCTET
 BLOCK_OF_OCTETS = THREADS * OCTET
 LABELS = 16  # label positions of a block that makes hidden
-LOG_2 = float64(math.log(2))
 MASK, GOLDEN = counter.MASK, counter.GOLDEN
 
 
@@ -176,85 +167,10 @@ def kernels(
         def bounded(x, clamp):
             return x
 
-    # The lattice's numbers, from e^0 down to e^-10000: in float32 a mantissa and an exponent, which multiply and add
-    # in few steps and as exactly as float32 does; in float64 a logarithm, with an exponent of 0. In memory: a word.
-    if kind == "float64":
-
-        @device
-        def number(log_value):
-            return log_value, int32(0)
-
-        @device
-        def stored(mantissa, exponent):
-            return bits_of_double(mantissa)
-
-        @device
-        def loaded(word):
-            return double_of_bits(word), int32(0)
-
-        @device
-        def sum_of_products(a, a_exponent, p, p_exponent, b, b_exponent, q, q_exponent):
-            high, low = a + p, b + q
-            if low > high:
-                high, low = low, high
-            if low == -infinity:
-                return high, int32(0)
-            return high + math.log1p(math.exp(low - high)), int32(0)
-
-        @device
-        def settled(mantissa, exponent):
-            return mantissa, exponent
-
-        @device
-        def log_of(mantissa, exponent):
-            return mantissa
-
-        @device
-        def posterior(alpha, arc, beta, log_likelihood):
-            return math.exp(double_of_bits(alpha) + double_of_bits(arc) + double_of_bits(beta) - log_likelihood)
-
-        zero, zero_exponent = -infinity, int32(0)
-    else:
-
-        @device
-        def number(log_value):
-            return exp_split(log_value)
-
-        @device
-        def stored(mantissa, exponent):
-            return pack_number(mantissa, exponent)
-
-        @device
-        def loaded(word):
-            return unpack_number(word)
-
-        @device
-        def sum_of_products(a, a_exponent, p, p_exponent, b, b_exponent, q, q_exponent):
-            """a p + b q; mantissas double or halve by it, so that now and then they must be settled."""
-            return sum_of_powers(a * p, int32(a_exponent + p_exponent), b * q, int32(b_exponent + q_exponent))
-
-        @device
-        def settled(mantissa, exponent):
-            return normalised(mantissa, exponent)
-
-        @device
-        def log_of(mantissa, exponent):
-            if mantissa == 0:
-                return -wide_infinity
-            return float64(exponent) * LOG_2 + float64(math.log(mantissa))
-
-        @device
-        def posterior(alpha, arc, beta, log_likelihood):
-            """alpha arc beta / P."""
-            a, a_exponent = unpack_number(alpha)
-            p, p_exponent = unpack_number(arc)
-            b, b_exponent = unpack_number(beta)
-            whole = math.floor(log_likelihood / LOG_2)
-            rest = math.exp(real(whole * LOG_2 - log_likelihood))
-            exponent = int32(int32(a_exponent + p_exponent) + int32(b_exponent - int32(whole)))
-            return times_power_of_2(a * p * b * rest, exponent)
-
-        zero, zero_exponent = real(0), int32(NOTHING)
+    numbers = lattice_numbers(kind)
+    number, stored, loaded, log_of = numbers.number, numbers.stored, numbers.loaded, numbers.log_of
+    sum_of_products, settled, posterior = numbers.sum_of_products, numbers.settled, numbers.posterior
+    zero, zero_exponent = numbers.zero, numbers.zero_exponent
 
     if dropout:
 
