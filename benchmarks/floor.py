@@ -29,7 +29,7 @@ def make_floor(row: Row, workload: Workload, batch: Batch):
             sizes = list(zip(cells.tolist(), own, strict=True))
     sizes = [(cells, -(-min(columns, rows) // 8) * 8) for cells, columns in sizes]
     products = Products(sizes, workload.hidden, batch.encoder.device, batch.encoder.dtype)
-    return _graphed(products) if batch.encoder.is_cuda else products
+    return graphed(products) if batch.encoder.is_cuda else products
 
 
 class Products:
@@ -64,7 +64,7 @@ class Products:
             torch.mm(logits, weight, out=self.hidden_gradient[:rows])
 
 
-def _graphed(step):
+def graphed(step):
     """The same work in one launch."""
     step()  # cuBLAS makes its handles outside the capture
     torch.cuda.synchronize()

@@ -84,7 +84,9 @@ def stock_config(config: DictConfig, hybrid: bool = False) -> DictConfig:
         )
     config = OmegaConf.create(OmegaConf.to_container(config))  # a copy that may be changed, unlike parts of a model's
     config.target = TARGETS[config.get("tokenizer") is not None, hybrid]
-    if not hybrid:
+    if hybrid:
+        config.aux_ctc.pop("memory_efficient", None)
+    else:
         config.pop("aux_ctc", None)
     joint = config.joint
     if joint.get("_target_", "").startswith("nemo_sampled_rnnt."):

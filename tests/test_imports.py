@@ -13,6 +13,7 @@ PACKAGE = Path(nemo_sampled_rnnt.__file__).parent
 LAYERS = {
     "gpu": {"gpu"},
     "loss": {"loss", "gpu"},
+    "ctc": {"ctc", "loss", "gpu"},
     "sampling": {"sampling", "gpu"},
     "meter": {"meter", "loss", "sampling", "gpu"},
     "modules": {"modules", "loss", "sampling", "meter", "gpu", "memory"},
@@ -39,7 +40,8 @@ def test_imports_run_one_way(layer):
 
 def test_importing_the_package_imports_no_nemo():
     code = (
-        "import sys, nemo_sampled_rnnt, nemo_sampled_rnnt.loss, nemo_sampled_rnnt.sampling, nemo_sampled_rnnt.meter;"
+        "import sys, nemo_sampled_rnnt, nemo_sampled_rnnt.loss, nemo_sampled_rnnt.ctc, nemo_sampled_rnnt.sampling;"
+        "import nemo_sampled_rnnt.meter;"
         "found = [m for m in sys.modules if m.split('.')[0] in ('nemo', 'lightning', 'omegaconf')];"
         "assert not found, found"
     )

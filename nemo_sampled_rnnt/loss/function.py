@@ -127,14 +127,14 @@ def transducer_loss(
         options = replace(options, durations=None, sigma=0.0, omega=0.0)
     run, survey = _implementation(options, encoder.device)
     # The dtypes are the inputs' own: an enclosing autocast must not change them under way.
-    with torch.autocast(encoder.device.type, enabled=False), _device_of(encoder):
+    with torch.autocast(encoder.device.type, enabled=False), device_of(encoder):
         problem = make_problem(
             encoder, weight, targets, encoder_lengths, target_lengths, negatives, negative_log_prob, options, survey
         )
         return *run(encoder, predictor, weight, bias, problem), problem.candidate_count
 
 
-def _device_of(tensor: torch.Tensor):
+def device_of(tensor: torch.Tensor):
     """Kernels are launched on the current device: make it the tensors'."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 

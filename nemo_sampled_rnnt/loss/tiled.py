@@ -291,7 +291,7 @@ class TiledLoss(torch.autograd.Function):
             gradients, keep, upstream = Gradients(engine), False, weights.new_ones(())
             divisor = upstream * engine.scale
         else:
-            gradients, keep = ctx.gradients, _graph_is_kept()
+            gradients, keep = ctx.gradients, graph_is_kept()
             if gradients is None:
                 raise RuntimeError("backward a second time: pass retain_graph=True to the first backward")
             upstream, divisor = loss_gradient, ctx.divisor
@@ -329,7 +329,7 @@ class Gradients:
         )
 
 
-def _graph_is_kept() -> bool:
+def graph_is_kept() -> bool:
     """backward(retain_graph=True) may ask again, so what was computed must survive; unknown counts as kept."""
     asks = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return True if asks is None else asks()

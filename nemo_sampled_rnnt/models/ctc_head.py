@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from nemo.collections.asr.losses.ctc import CTCLoss
 from nemo.collections.asr.metrics.wer import WER
@@ -16,13 +18,17 @@ from nemo.core.classes.mixins import AccessMixin
 from nemo.utils import logging
 from omegaconf import ListConfig, OmegaConf, open_dict
 
-from nemo_sampled_rnnt.loss.reduction import reduce
 from nemo_sampled_rnnt.models.config import has_tokenizer, is_hybrid
-
-
-def finite_frames(encoded: torch.Tensor) -> torch.Tensor:
-    """(B, T) bool, which frames of encoder outputs (B, D, T) are finite."""
-    return encoded.isfinite().all(dim=1)
+from nemo_sampled_rnnt.models.ctc_scores import (
+    LARGE,
+    CTCScores,
+    decodes_labels,
+    log_probs,
+    scores_in_tiles,
+    scores_of_log_probs,
+    why_no_tiles,
+)
+from nemo_sampled_rnnt.models.inter_ctc import InnerHead
 
 
 class CTCHeadMixin(InterCTCMixin):
@@ -41,6 +47,9 @@ class CTCHeadMixin(InterCTCMixin):
         self._check_ctc_layer()
         if not 0 <= self.ctc_loss_weight <= 1:
             raise ValueError(f"aux_ctc.ctc_loss_weight must lie in [0, 1], got {self.ctc_loss_weight}")
+        choice = self.cfg.aux_ctc.get("memory_efficient", "auto")
+        if choice not in (True, False, "auto"):
+            raise ValueError(f"aux_ctc.memory_efficient must be true, false or auto, got {choice!r}")
         if self.ctc_loss_weight == 0 and self.joint.needs_ctc_posteriors:
             logging.warning("aux_ctc.ctc_loss_weight is 0: the CTC head that chooses the negatives will not learn.")
 
@@ -78,10 +87,49 @@ class CTCHeadMixin(InterCTCMixin):
 
     def ctc_log_probs(self, encoded: torch.Tensor) -> torch.Tensor | None:
         """(B, T, V+1) log-probs of the head from encoder outputs (B, D, T), or None without a head."""
+        return log_probs(self.ctc_decoder, encoded) if self.has_ctc_head else None
+
+    def score_ctc(
+        self, encoded, encoded_len, transcript, transcript_len, compute_wer: bool, posteriors: bool = False
+    ) -> CTCScores | None:
+        """The head's scores of encoder outputs (B, D, T); None without a head.
+
+        With ``aux_ctc.memory_efficient: true``, or ``auto`` and a large vocabulary, without the tensor [B, T, V]. Only
+        a decoding strategy that needs all log-probs still gets them, on batches whose WER is logged.
+        """
         if not self.has_ctc_head:
             return None
-        # Frames that are not finite would reach the head's weights as 0 x NaN.
-        return self.ctc_decoder(encoder_output=torch.where(finite_frames(encoded)[:, None], encoded, 0))
+        batch = encoded, encoded_len, transcript, transcript_len
+        config, reduction = self.joint.sampled_softmax, self.ctc_loss.config_reduction
+        frame_weights = config.frame_weights if posteriors else None
+        if not self.scores_in_tiles(encoded):
+            return scores_of_log_probs(log_probs(self.ctc_decoder, encoded), *batch, reduction, frame_weights)
+        labels = decodes_labels(self.ctc_decoding)
+        scores = scores_in_tiles(
+            self.ctc_decoder, *batch, reduction, frame_weights, best=compute_wer and labels,
+            workspace_mib=256 if config is None else config.workspace_mib,
+            impl="auto" if config is None else config.impl,
+        )  # fmt: skip
+        if compute_wer and not labels:
+            with torch.no_grad():
+                scores = replace(scores, predictions=log_probs(self.ctc_decoder, encoded))
+        return scores
+
+    def scores_in_tiles(self, encoded: torch.Tensor) -> bool:
+        """Whether log-probs of encoder outputs (B, D, T) are not held."""
+        choice, obstacle = self.cfg.aux_ctc.get("memory_efficient", "auto"), why_no_tiles(self.ctc_decoder)
+        if choice is True and obstacle is not None:
+            raise ValueError(f"aux_ctc.memory_efficient is true, but the CTC head holds [B, T, V]: {obstacle}")
+        if choice == "auto":
+            frames = encoded.shape[0] * encoded.shape[2]
+            return obstacle is None and frames * self.ctc_decoder.num_classes_with_blank * 4 > LARGE
+        return choice
+
+    def get_interctc_param(self, param_name):
+        """NeMo's, but head, loss and WER of inner layers can do without log-probs."""
+        inner = InnerHead(self)
+        stand_ins = {"decoder": inner.decoder, "loss": inner.loss, "wer": inner}
+        return stand_ins[param_name] if param_name in stand_ins else super().get_interctc_param(param_name)
 
     def _check_ctc_layer(self) -> None:
         """The sampler may take its posteriors from a layer that InterCTC trains, and from no other."""
@@ -96,11 +144,18 @@ class CTCHeadMixin(InterCTCMixin):
             )
 
     @torch.no_grad()
-    def inner_ctc_log_probs(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, T, V+1) log-probs of the head at an inner layer of the encoder, and (B,) frames, of the last forward.
+    def _posteriors(self, scores: CTCScores | None, transcript, transcript_len) -> torch.Tensor | None:
+        """(B, V) posteriors that the sampler draws from, where it does: of these scores, or of an inner layer's."""
+        if not self.joint.needs_ctc_posteriors:
+            return None
+        layer = self.joint.sampled_softmax.ctc_layer
+        if layer is None:
+            return scores.posteriors
+        inner = self.inner_layer(layer)
+        return self.score_ctc(*inner, transcript, transcript_len, compute_wer=False, posteriors=True).posteriors
 
-        NeMo's ``get_captured_interctc_tensors`` scores all inner layers, with gradients: this scores one, without.
-        """
+    def inner_layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, D, T) output of an inner layer of the encoder, and (B,) frames, of the last forward."""
         captured = {}
         for registry in AccessMixin.get_module_registry(self.encoder).values():
             captured |= registry
@@ -111,10 +166,10 @@ class CTCHeadMixin(InterCTCMixin):
                 f"layer {layer} of the encoder left no output for sampled_softmax.ctc_layer: the encoder must be one "
                 "that NeMo's InterCTC knows, and the layer one of its own"
             ) from None
-        return self.ctc_log_probs(encoded), lengths
+        return encoded, lengths
 
     def add_ctc_loss(
-        self, loss, encoded, log_probs, encoded_len, transcript, transcript_len, prefix: str, compute_wer: bool
+        self, loss, scores: CTCScores, encoded_len, transcript, transcript_len, prefix: str, compute_wer: bool
     ):
         """Mix the CTC loss into the transducer's, and score the head; an utterance that is not finite is left out.
 
@@ -125,18 +180,11 @@ class CTCHeadMixin(InterCTCMixin):
         """
         logs = {}
         if loss is not None:
-            costs = torch.nn.functional.ctc_loss(
-                log_probs.transpose(0, 1), transcript.long(), encoded_len.long(), transcript_len.long(),
-                blank=self.ctc_loss._blank, reduction="none", zero_infinity=True,
-            )  # fmt: skip
-            beyond = torch.arange(encoded.shape[2], device=encoded.device) >= encoded_len[:, None]
-            usable = (finite_frames(encoded) | beyond).all(dim=1)
-            ctc_loss = reduce(costs.masked_fill(~usable, torch.nan), transcript_len, self.ctc_loss.config_reduction)
-            logs[f"{prefix}ctc_loss"] = ctc_loss
-            loss = (1 - self.ctc_loss_weight) * loss + self.ctc_loss_weight * ctc_loss
+            logs[f"{prefix}ctc_loss"] = scores.loss
+            loss = (1 - self.ctc_loss_weight) * loss + self.ctc_loss_weight * scores.loss
         if compute_wer:
             self.ctc_wer.update(
-                predictions=log_probs.detach(),
+                predictions=scores.predictions,
                 predictions_lengths=encoded_len,
                 targets=transcript,
                 targets_lengths=transcript_len,

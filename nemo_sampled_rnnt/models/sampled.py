@@ -17,7 +17,6 @@ from nemo_sampled_rnnt.models.restore import RestoreMixin
 from nemo_sampled_rnnt.models.unigram import unigram_counts
 from nemo_sampled_rnnt.models.vocabulary import VocabularyMixin
 from nemo_sampled_rnnt.models.weights import WeightsMixin
-from nemo_sampled_rnnt.sampling import ctc_posteriors
 
 
 class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMixin, MeteringMixin, StockExportMixin):
@@ -52,7 +51,8 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
         self.joint.step = 0 if trainer is None else trainer.global_step
         self.joint.measuring = self.measures_now(self.joint.step)
 
-        log_probs = self.ctc_log_probs(encoded)
+        wanted = self.joint.needs_ctc_posteriors and self.joint.sampled_softmax.ctc_layer is None
+        scores = self.score_ctc(encoded, encoded_len, transcript, transcript_len, compute_wer, posteriors=wanted)
         loss, wer, _, _ = self.joint(
             encoder_outputs=encoded,
             decoder_outputs=decoded,
@@ -60,7 +60,7 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
             transcripts=transcript,
             transcript_lengths=transcript_len,
             compute_wer=compute_wer,
-            ctc_posteriors=self._posteriors(log_probs, encoded_len),
+            ctc_posteriors=self._posteriors(scores, transcript, transcript_len),
         )
         loss = self.add_auxiliary_losses(loss)
         logs = {
@@ -70,10 +70,10 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
         if compute_wer:
             logs["training_batch_wer"] = wer
             logs |= self.joint.training_statistics
-        if log_probs is not None:
+        if scores is not None:
             logs["train_rnnt_loss"] = loss
             loss, ctc_logs = self.add_ctc_loss(
-                loss, encoded, log_probs, encoded_len, transcript, transcript_len, "train_", compute_wer
+                loss, scores, encoded_len, transcript, transcript_len, "train_", compute_wer
             )
             logs |= ctc_logs
         logs["train_loss"] = loss
@@ -100,12 +100,10 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
             compute_wer=True,
         )
         logs = {"val_wer_num": numerator, "val_wer_denom": denominator, "val_wer": wer}
-        log_probs = self.ctc_log_probs(encoded)
-        if log_probs is not None:
+        scores = self.score_ctc(encoded, encoded_len, transcript, transcript_len, compute_wer=True)
+        if scores is not None:
             logs |= {} if loss is None else {"val_rnnt_loss": loss}
-            loss, ctc_logs = self.add_ctc_loss(
-                loss, encoded, log_probs, encoded_len, transcript, transcript_len, "val_", True
-            )
+            loss, ctc_logs = self.add_ctc_loss(loss, scores, encoded_len, transcript, transcript_len, "val_", True)
             logs |= ctc_logs
         if loss is not None:
             logs["val_loss"] = loss
@@ -123,15 +121,6 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
         else:
             encoded, encoded_len = self.forward(input_signal=signal, input_signal_length=signal_len)
         return encoded, encoded_len, transcript, transcript_len
-
-    def _posteriors(self, log_probs, encoded_len) -> torch.Tensor | None:
-        """(B, V) CTC posterior of each label, where the sampler wants it."""
-        if not self.joint.needs_ctc_posteriors:
-            return None
-        config = self.joint.sampled_softmax
-        if config.ctc_layer is not None:
-            log_probs, encoded_len = self.inner_ctc_log_probs(config.ctc_layer)
-        return ctc_posteriors(log_probs.detach(), encoded_len, config.frame_weights)
 
     def on_fit_start(self):
         super().on_fit_start()

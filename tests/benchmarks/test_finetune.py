@@ -26,7 +26,7 @@ def test_miniature(tmp_path):
         ROOT / "benchmarks/finetune/main.py", corpus, "--work", tmp_path / "work", "--out", tmp_path, "--vocabulary=41",
         *(f"--stock={override}" for override in STOCK), *(f"--tune={override}" for override in TUNE),
     )  # fmt: skip
-    assert "step 4:" in output and "than before:" in output
+    assert "step 4:" in output and "than before:" in output and "expected a trained stock model" in output
     assert "nemo.collections.asr.models.rnnt_bpe_models.EncDecRNNTBPEModel" in output, "what stock NeMo opened"
     with open(tmp_path / "finetune_an4.csv", newline="") as file:
         stock, tuned = csv.DictReader(file)

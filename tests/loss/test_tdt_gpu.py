@@ -194,9 +194,7 @@ def nemo_tdt(durations, sigma, reduction, **options):
         hidden = torch.relu(encoder[:, :frames, None] + predictor[:, None, : positions + 1])
         scores = torch.nn.functional.linear(hidden, weight, bias)
         targets = targets[:, :positions].clamp(0, labels - 1)
-        return loss(
-            log_probs=scores, targets=targets, input_lengths=encoder_lengths, target_lengths=target_lengths
-        )
+        return loss(log_probs=scores, targets=targets, input_lengths=encoder_lengths, target_lengths=target_lengths)
 
     return loss_of
 

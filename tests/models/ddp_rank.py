@@ -58,6 +58,7 @@ def build():
     config = make_config(tokenizer, folder / f"rank{rank}_manifest.json", fused_batch_size=2)
     config.train_ds.batch_size = config.validation_ds.batch_size = 5 if rank == 0 else 2
     config.joint.sampled_softmax.meter_every = 2
+    config.aux_ctc.memory_efficient = rank == 1  # as "auto" may find: one holds the log-probs of its head, one does not
     torch.manual_seed(0)  # the same seed on all ranks, as Lightning's seed_everything sets it
     return Watched(config)
 

@@ -56,7 +56,7 @@ def inputs(batch, vocab_size, longest=50, seed=0):
     targets = torch.randint(vocab_size, (batch, longest), generator=generator)
     lengths = torch.randint(longest // 2, longest + 1, (batch,), generator=generator)
     posteriors = (3 * torch.randn(batch, vocab_size, generator=generator)).softmax(1)
-    posteriors[-1, 7] = torch.nan
+    posteriors[-1, 7 % vocab_size] = torch.nan
     return targets.cuda(), lengths.cuda(), posteriors.cuda()
 
 

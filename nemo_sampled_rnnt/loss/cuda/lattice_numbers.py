@@ -93,6 +93,7 @@ def lattice_numbers(kind: str) -> SimpleNamespace:
 
         zero, zero_exponent = -infinity, int32(0)
     else:
+
         @device
         def number(log_value):
             return exp_split(log_value)
