@@ -64,7 +64,7 @@ class BoundKernel:
         self._tensors = tensors  # keeps their memory
         if SIMULATED:
             self._kernel, self._constants = kernel, constants
-            self._arrays = [bits(x.tensor if isinstance(x, Atomic) else x).numpy().reshape(-1) for x in tensors]
+            self._arrays = [_elements(x.tensor if isinstance(x, Atomic) else x) for x in tensors]
             return
         kinds = tuple([(Atomic, x.tensor.dtype) if type(x) is Atomic else x.dtype for x in tensors])
         reals = tuple([type(x) is float for x in constants])
@@ -84,7 +84,7 @@ class BoundKernel:
     def rebind(self, index: int, tensor: torch.Tensor) -> None:
         """Another tensor for an argument; its memory is the caller's to keep. No :class:`Atomic` may stand before."""
         if SIMULATED:
-            self._arrays[index] = bits(tensor).numpy().reshape(-1)
+            self._arrays[index] = _elements(tensor)
         else:
             self._pointers[index] = tensor.data_ptr()
 
@@ -97,6 +97,12 @@ class BoundKernel:
         status = _driver().cuLaunchKernel(function, *grid, threads, 1, 1, 0, self._stream, parameters, None)
         if status:
             raise RuntimeError(f"the CUDA driver refused a launch with error {status} (grid {grid}, block {threads})")
+
+
+def _elements(tensor: torch.Tensor):
+    """What lies in memory from the first element to the last, as a pointer sees it: gaps between rows too."""
+    extent = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return bits(tensor.as_strided((extent if tensor.numel() else 0,), (1,))).numpy()
 
 
 def _as_bits(x: float) -> int:

@@ -51,6 +51,6 @@ survey_types = (
 report("any", "survey", survey_kernel.py_func, survey_types, (7, 5))
 real, word = CPointer(float32), CPointer(int16)
 report("bfloat16", "gather", gather_kernel("bfloat16", "bfloat16", "bfloat16", "float32").py_func,
-       (numbers, real, word, word, word, real, int64, int64), (9, 0))  # fmt: skip
+       (numbers, real, word, word, word, real, *[int64] * 4), (9, 0))  # fmt: skip
 report("bfloat16", "deliver", deliver_kernel("bfloat16", "bfloat16", "float32", "float32", True).py_func,
        (real, real, real, numbers, real, real, word, word, real, real, *[int64] * 7), (9, 0))  # fmt: skip

@@ -110,13 +110,15 @@ def run_weight_rows():
     weight = torch.randn(V + 1, H, generator=generator)
     bias = torch.randn(V + 1, generator=generator)
     ids = torch.randperm(V + 1, generator=generator)[:N]
-    log_q = -torch.rand(N, generator=generator)
+    sets, log_qs = torch.stack([ids, ids.flip(0)]), -torch.rand(2, N, generator=generator)
     for of_weight, of_rows in ((F32, BF16), (F16, F16), (F64, F64)):
-        rows = torch.empty(N, H, dtype=of_rows)
-        offsets = torch.empty(N, dtype=F64 if of_rows == F64 else F32)
-        gather(ids, log_q, weight.to(of_weight), bias.to(of_weight), rows, offsets)
-        assert torch.equal(rows, weight[ids].to(of_weight).to(of_rows))
-        assert torch.equal(offsets, bias.to(of_weight).to(offsets.dtype)[ids] - log_q)
+        for width in (N, 5):  # the whole sets, and the front of each, whose rows lie apart
+            chosen, log_q = sets[:, :width], log_qs[:, :width]
+            rows = torch.empty(2, width, H, dtype=of_rows)
+            offsets = torch.empty(2, width, dtype=F64 if of_rows == F64 else F32)
+            gather(chosen, log_q, weight.to(of_weight), bias.to(of_weight), rows, offsets)
+            assert torch.equal(rows, weight[chosen].to(of_weight).to(of_rows))
+            assert torch.equal(offsets, bias.to(of_weight).to(offsets.dtype)[chosen] - log_q)
     for dtypes in ((BF16, BF16, F32, F32), (F16, F32, F16, None), (None, BF16, None, F32), (BF16, None, F32, None)):
         has_weight = dtypes[2] is not None
         encoder, predictor = (

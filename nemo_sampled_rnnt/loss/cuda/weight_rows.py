@@ -28,20 +28,22 @@ def whole_octets(*tensors: torch.Tensor) -> bool:
 
 
 def gather(ids, log_q, weight, bias, rows, offsets) -> None:
-    """rows[n] = weight[ids[n]], offsets[n] = bias[ids[n]] - log_q[n].
+    """rows[g, k] = weight[ids[g, k]], offsets[g, k] = bias[ids[g, k]] - log_q[g, k].
 
     Args:
-        ids, log_q: (N,) int64 and float.
+        ids, log_q: (G, S) int64 and float; their rows may lie apart, both likewise.
         weight, bias: (V+1, H), H in whole octets, and (V+1,).
-        rows: (N, H) float, written; or None.
-        offsets: (N,) float32 or float64, written.
+        rows: (G, S, H) float, written; or None.
+        offsets: (G, S) float32 or float64, written.
     """
+    if ids.stride() != log_q.stride() or ids.stride(1) != 1:
+        ids, log_q = ids.contiguous(), log_q.contiguous()
     kinds = [kind_of(x.dtype) for x in (weight, bias, weight if rows is None else rows, offsets)]
     kernel = BoundKernel(
         gather_kernel(*kinds),
         [ids, log_q, weight, bias, weight if rows is None else rows, offsets],
         0,
-        (ids.numel(), 0 if rows is None else weight.shape[1]),
+        (ids.numel(), ids.shape[1], ids.stride(0), 0 if rows is None else weight.shape[1]),
     )
     kernel((-(-ids.numel() // WARPS), 1, 1), THREADS)
 
@@ -52,19 +54,20 @@ def gather_kernel(weight_kind: str, bias_kind: str, row_kind: str, real_kind: st
     real, of_weight = (float64 if x == "float64" else float32 for x in (real_kind, weight_kind))
 
     @cuda.jit
-    def kernel(ids, log_q, weight, bias, rows, offsets, count, width):
+    def kernel(ids, log_q, weight, bias, rows, offsets, count, columns, pitch, width):
         """Warp: a candidate. Thread: octets of its row; the first of a warp the offset."""
         n = cuda.blockIdx.x * WARPS + cuda.threadIdx.x // WARP
         lane = cuda.threadIdx.x % WARP
         if n >= count:
             return
-        row = ids[n]
+        place = n // columns * pitch + n % columns
+        row = ids[place]
         values = cuda.local.array(OCTET, of_weight)
         for octet in range(OCTET * lane, width, OCTET * WARP):
             load(weight, row * width + octet, values, 0)
             store(rows, n * width + octet, values, 0)
         if lane == 0:
-            offsets[n] = real(load_bias(bias, row)) - real(log_q[n])
+            offsets[n] = real(load_bias(bias, row)) - real(log_q[place])
 
     return kernel
 
