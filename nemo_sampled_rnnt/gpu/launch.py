@@ -34,6 +34,11 @@ def device(function):
     return function if SIMULATED else cuda.jit(device=True, inline="always")(function)
 
 
+def at_most(threads: int) -> dict:
+    """Options of ``cuda.jit`` for blocks of up to so many threads: else one may get more registers than they have."""
+    return {} if SIMULATED else {"launch_bounds": threads}
+
+
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """Half precision as 16-bit integers; others as they are."""
     return tensor.view(torch.int16) if tensor.element_size() == 2 else tensor
@@ -82,7 +87,10 @@ class BoundKernel:
         self._constants = [_as_bits(x) if type(x) is float else x for x in constants]
 
     def rebind(self, index: int, tensor: torch.Tensor) -> None:
-        """Another tensor for an argument; its memory is the caller's to keep. No :class:`Atomic` may stand before."""
+        """Another tensor of the same dtype for an argument; its memory is the caller's to keep. No :class:`Atomic` may
+        stand before."""
+        if tensor.dtype != self._tensors[index].dtype:  # the kernel is compiled for the first one's
+            raise TypeError(f"argument {index} was bound as {self._tensors[index].dtype}, not {tensor.dtype}")
         if SIMULATED:
             self._arrays[index] = _elements(tensor)
         else:

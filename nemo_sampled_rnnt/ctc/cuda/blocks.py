@@ -18,11 +18,12 @@ from types import SimpleNamespace
 
 from numba import cuda, float32, float64
 
-from nemo_sampled_rnnt.gpu.launch import SIMULATED, device, reduce_by_shared_memory, reduce_by_shuffles
+from nemo_sampled_rnnt.gpu.launch import SIMULATED, at_most, device, reduce_by_shared_memory, reduce_by_shuffles
 
 WARP = 4 if SIMULATED else 32
 WARPS = 2 if SIMULATED else 8  # of a block
 THREADS = WARP * WARPS
+LARGEST = 512  # threads of the largest block of any kernel here
 
 
 def real_of(kind: str):
@@ -55,4 +56,5 @@ def smaller(a, b):
 @cache
 def compiled(builder, *arguments) -> SimpleNamespace:
     """The kernels that a builder returns as Python functions, compiled at their first launch."""
-    return SimpleNamespace(**{name: cuda.jit(function) for name, function in vars(builder(*arguments)).items()})
+    built = vars(builder(*arguments))
+    return SimpleNamespace(**{name: cuda.jit(**at_most(LARGEST))(function) for name, function in built.items()})

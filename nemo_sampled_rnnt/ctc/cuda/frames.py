@@ -60,7 +60,7 @@ class CudaFrames:
         by_label = empty(kept * max(1, positions), dtype=torch.int64)
         alpha = empty(kept * 2 * (positions + 1), dtype=torch.int64)
         beta = torch.empty_like(alpha) if needs.any else alpha  # not written without gradients
-        later, targets = offsets, batch.targets.contiguous()  # the first stands where each tile puts its logits
+        later, targets = packed, batch.targets.contiguous()  # the first stands where each tile puts its logits
         weighted = int(options.frame_weights == "nonblank")
         self._scores = BoundKernel(
             softmax.scores,

@@ -25,6 +25,7 @@ from numba import cuda, float32, float64, int32, int64
 from nemo_sampled_rnnt.gpu.launch import (
     LOG2_E,
     SIMULATED,
+    at_most,
     device,
     exp2_less,
     fast_exp,
@@ -529,4 +530,5 @@ def kernels(
 def compiled(*arguments) -> SimpleNamespace:
     """As :func:`kernels`, compiled at their first launch."""
     built = vars(kernels(*arguments))
-    return SimpleNamespace(**{name: cuda.jit(function) for name, function in built.items()})
+    limit = at_most(max(THREADS, WIDE_THREADS, LATTICE_THREADS))
+    return SimpleNamespace(**{name: cuda.jit(**limit)(function) for name, function in built.items()})
