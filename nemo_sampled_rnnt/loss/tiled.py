@@ -290,6 +290,7 @@ class TiledLoss(torch.autograd.Function):
             engine = visited(*ctx.saved_tensors, ctx.problem, ctx.make_cells, ctx.needs, weights)
             gradients, keep, upstream = Gradients(engine), False, weights.new_ones(())
             divisor = upstream * engine.scale
+            del engine  # its workspace goes before the gradients come
         else:
             gradients, keep = ctx.gradients, graph_is_kept()
             if gradients is None:
