@@ -1,5 +1,6 @@
 """Shared fixtures and the `gpu` marker."""
 
+import logging
 import os
 
 import pytest
@@ -17,6 +18,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def heard(caplog):
+    """Our warnings reach ``caplog`` also after a test whose NeMo let the root's handlers take only errors."""
+    caplog.set_level(logging.WARNING, "nemo_sampled_rnnt")
 
 
 @pytest.fixture
