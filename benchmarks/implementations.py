@@ -67,6 +67,12 @@ def importable(implementation: str) -> bool:
     return any((Path(folder) / "collections/asr/losses" / needed).exists() for folder in folders)
 
 
+def preload(implementation: str) -> None:
+    """Import what it needs, before it is built."""
+    if implementation in NEMO:
+        import nemo_implementations  # noqa: F401
+
+
 class Implementation(Protocol):
     """Joint and loss.
 

@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import argparse
 import csv
+import fcntl
 import json
 import os
 import queue
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from environment import environment
-from implementations import IMPLEMENTATIONS, Row, importable, rows_of
+from implementations import IMPLEMENTATIONS, Row, importable, preload, rows_of
 from row import measure_row
 from table import print_results, setting
 from workloads import DEFAULT, WORKLOADS
@@ -33,6 +36,7 @@ COLUMNS = ["workload", "implementation", "negatives", "workspace_mib", "median_m
            "peak_with_gradients_mib", "draw_ms", "fused_batch_size", "loss", "check", "loss_error", "gradient_error",
            "status", "load", "machine", "cores", "torch", "nemo", "numba", "numba_cuda", "python", "commit", "dtype",
            "command"]  # fmt: skip
+LOCK = "BENCHMARK_LOCK"  # environment variable of a row's process: the file that whoever uses the GPU holds
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -68,6 +72,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--workspace-mib", nargs="+", type=int, default=[256], help="of ours: a row for each")
     parser.add_argument("--gpus", type=int, default=1, help="rows measured at a time, one on each GPU of the machine")
+    parser.add_argument("--ready", type=int, default=0, help="rows a GPU whose processes start, and wait for it")
     parser.add_argument("--out", type=Path, help="CSV file that results are appended to")
     parser.add_argument("--timeout-s", type=float, default=600, help="a row that takes longer is given up")
     parser.add_argument("--dry-run", action="store_true", help="print the command of each row")
@@ -94,7 +99,20 @@ def plan(options: argparse.Namespace) -> list[Row]:
 
 def measure_in_this_process(options: argparse.Namespace) -> dict:
     row = Row(*options.row, options.workspace_mib[0], options.fused_batch_size)
-    return measure_row(row, torch.device(options.device), DTYPES[options.dtype])
+    preload(row.implementation)
+    with alone(os.environ.get(LOCK)):
+        return measure_row(row, torch.device(options.device), DTYPES[options.dtype])
+
+
+@contextmanager
+def alone(lock: str | None) -> Iterator[None]:
+    """Wait until no other process holds the file; one that ends lets go of it."""
+    if not lock:
+        yield
+        return
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def command(row: Row, options: argparse.Namespace) -> list[str]:
@@ -109,8 +127,9 @@ def command(row: Row, options: argparse.Namespace) -> list[str]:
 def measure_all(rows: list[Row], options: argparse.Namespace) -> Iterator[dict]:
     """The rows' lines, each as soon as it is there."""
     free = queue.SimpleQueue()
-    for gpu in range(options.gpus):
-        free.put(gpu)
+    processes = options.gpus * (1 + options.ready)
+    for number in range(processes):
+        free.put(number % options.gpus)
 
     def measure(row: Row) -> dict:
         gpu = free.get()
@@ -119,7 +138,7 @@ def measure_all(rows: list[Row], options: argparse.Namespace) -> Iterator[dict]:
         finally:
             free.put(gpu)
 
-    with ThreadPoolExecutor(options.gpus) as pool:
+    with ThreadPoolExecutor(processes) as pool:
         for future in as_completed([pool.submit(measure, row) for row in rows]):
             yield future.result()
 
@@ -141,8 +160,10 @@ def measure_in_a_process(row: Row, options: argparse.Namespace, gpu: int) -> dic
 def _run(words: list[str], timeout: float, gpu: int) -> dict:
     root = Path(__file__).parents[1]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    device = visible[gpu] if gpu < len(visible) and visible[gpu] else str(gpu)
     environment = os.environ | {
-        "CUDA_VISIBLE_DEVICES": visible[gpu] if gpu < len(visible) and visible[gpu] else str(gpu)
+        "CUDA_VISIBLE_DEVICES": device,
+        LOCK: str(Path(tempfile.gettempdir()) / f"benchmark_of_gpu_{device}.lock"),  # one for all that measure here
     }
     try:
         process = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, timeout=timeout)

@@ -1,4 +1,4 @@
-"""Train one of NeMo's own transducers, without this package.
+"""Train one of NeMo's own transducers, a hybrid with a CTC head, without this package.
 
     python benchmarks/finetune/train_stock.py TRAIN.json TEST.json TOKENIZER_FOLDER OUT.nemo [KEY=VALUE ...]
 
@@ -14,7 +14,7 @@ from pathlib import Path
 sys.modules["nemo_sampled_rnnt"] = None  # out of reach: what is trained here is NeMo's alone
 
 import lightning.pytorch as pl  # noqa: E402
-from nemo.collections.asr.models import EncDecRNNTBPEModel  # noqa: E402
+from nemo.collections.asr.models import EncDecHybridRNNTCTCBPEModel  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
@@ -24,9 +24,10 @@ CONFIG = HERE.parents[1] / "configs" / "conformer_transducer_bpe_sampled.yaml"
 
 def load_config(train: str, test: str, tokenizer: str, overrides: list[str]) -> DictConfig:
     package = OmegaConf.load(CONFIG)
-    for ours in ("target", "aux_ctc", "optim"):  # optim: replaced whole, its schedule has other arguments
+    for ours in ("target", "optim"):  # optim: replaced whole, its schedule has other arguments
         package.model.pop(ours)
     package.model.joint.pop("sampled_softmax")
+    package.model.aux_ctc.pop("memory_efficient")
     config = OmegaConf.merge(package, OmegaConf.load(HERE / "stock.yaml"), OmegaConf.from_dotlist(overrides))
     config.model.train_ds.manifest_filepath, config.model.validation_ds.manifest_filepath = train, test
     config.model.tokenizer.dir = tokenizer
@@ -70,7 +71,7 @@ def main(train: str, test: str, tokenizer: str, out: str, *overrides: str) -> No
     config = load_config(train, test, tokenizer, list(overrides))
     pl.seed_everything(config.seed, verbose=False)
     trainer = pl.Trainer(**OmegaConf.to_container(config.trainer), callbacks=[Progress()])
-    model = EncDecRNNTBPEModel(cfg=config.model, trainer=trainer)
+    model = EncDecHybridRNNTCTCBPEModel(cfg=config.model, trainer=trainer)
     print(f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M parameters", flush=True)
     trainer.fit(model, in_memory(model._train_dl))
     print(f"{trainer.global_step} steps", flush=True)

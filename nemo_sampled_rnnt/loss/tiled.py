@@ -171,12 +171,14 @@ class Engine:
         """Visit every tile; afterwards costs and gradients lie in ``cells`` and ``rows``."""
         for tiles in self.visits:
             for tile in tiles:
+                logits = None  # a grouped product makes its own: the old ones go before the new come
                 logits = self._logits(tile)
                 self.cells.scores(tile, logits)
             self.cells.lattice(tiles[0].first_utterance, tiles[-1].last_utterance, self.needs.any)
             if self.needs.any:
                 *earlier, last = tiles
                 self._backward(last, logits)
+                logits = None
                 for tile in earlier:  # these are no longer in the workspace
                     self._backward(tile, self._logits(tile))
 

@@ -52,7 +52,8 @@ def test_low_precision(D, dtypes):
     half = torch.float16 if dtypes == "fp16" else torch.bfloat16
     ours, theirs = dict.fromkeys(("losses", *LEAVES), 0.0), dict.fromkeys(("losses", *LEAVES), 0.0)
     for seed in range(6):
-        problem = make_problem(seed, B=6, T=61, U=9, D=D, V=697, fill=0.0, scale=0.3).to(half)
+        # 144 utterances: of 36 the ratio of the losses' errors is anything from 0.6 to 1.5, of these 0.8 to 1.0
+        problem = make_problem(seed, B=24, T=61, U=9, D=D, V=697, fill=0.0, scale=0.3).to(half)
         if dtypes == "autocast":
             problem = replace(problem, weight=problem.weight.float(), bias=problem.bias.float())
         want = truth(problem.to(torch.float64), reduction="sum")
