@@ -45,11 +45,13 @@ class Nemo:
                 "activation": "relu",
             },
             "num_classes": workload.vocabulary,
-            "num_extra_outputs": len(workload.durations),
             "fuse_loss_wer": True,
             "fused_batch_size": self.sub_batch,
-            **({"n_samples": self.samples} if self.samples else {}),
         }
+        if self.samples:  # a joint that knows nothing of durations
+            arguments["n_samples"] = self.samples
+        else:
+            arguments["num_extra_outputs"] = len(workload.durations)
         output = joint.joint_net[-1].weight
         with torch.device(output.device):
             self.joint = (SampledRNNTJoint if self.samples else RNNTJoint)(**arguments)

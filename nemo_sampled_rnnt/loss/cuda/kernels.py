@@ -47,7 +47,6 @@ TWO_DIAGONALS = 2 * DIAGONAL
 AHEAD = 8  # diagonals whose arcs are on their way: a load takes as long as some steps
 GROUP = 4  # cells that share the loads of their offsets
 GROUP_OF_OCTETS = GROUP * OCTET
-FETCHED_AHEAD = 2  # octets of a thread that are on their way to the L2 cache while it works on one
 BLOCK_OF_OCTETS = THREADS * OCTET
 LABELS = 16  # label positions of a block that makes hidden
 MASK, GOLDEN = counter.MASK, counter.GOLDEN
@@ -118,7 +117,7 @@ def kernels(
     wide_infinity = float64(math.inf)
     lowest = real(-1e38)  # below every score, and finite: differences of it are no NaN
     memory, sums = octets(kind, native), octets("float64" if kind == "float64" else "float32")
-    load8, store8, load1, store1, fetch = memory.load8, memory.store8, memory.load1, memory.store1, memory.fetch
+    load8, store8, load1, store1 = memory.load8, memory.store8, memory.load1, memory.store1
     load_sums, store_sums = sums.load8, sums.store8
     activate, slope = activations(activation, real)
     # Threads that work on a group of cells.
@@ -273,10 +272,6 @@ def kernels(
                 at_label = load1(logits, row + label) + offsets[offsets_here + label]
 
         for octet in range(OCTET * member, stride, OCTET * scoring_team):
-            coming = octet + FETCHED_AHEAD * OCTET * scoring_team
-            if coming < stride:
-                for place in range(GROUP):
-                    fetch(logits, first_row + min(int64(place), last) * stride + coming)
             for place in range(GROUP):  # one that is not there repeats the last
                 load8(logits, first_row + min(int64(place), last) * stride + octet, z, OCTET * place)
             if not own:
@@ -395,13 +390,6 @@ def kernels(
         signs = cuda.shared.array(cells_of_block, real)
         offset_rows = cuda.shared.array(cells_of_block, int64)
         thread, member = int64(cuda.threadIdx.x), int64(cuda.threadIdx.x % team)
-        first_of_team = GROUP * (thread // team)
-        first = int64(cuda.blockIdx.x) * cells_of_block + first_of_team
-        last = min(int64(GROUP - 1), cells - 1 - first)
-        if last >= 0:  # on their way while the arcs are worked out
-            for octet in range(OCTET * member, min(stride, FETCHED_AHEAD * OCTET * team), OCTET * team):
-                for place in range(GROUP):
-                    fetch(logits, (first + min(int64(place), last)) * stride + octet)
         mine = int64(cuda.blockIdx.x) * cells_of_block + thread
         label, at_blank, at_label = int64(-2), real(0), real(0)
         if thread < cells_of_block and mine < cells:
@@ -433,6 +421,9 @@ def kernels(
             signs[thread] = weight
         cuda.syncthreads()
 
+        first_of_team = GROUP * (thread // team)
+        first = int64(cuda.blockIdx.x) * cells_of_block + first_of_team
+        last = min(int64(GROUP - 1), cells - 1 - first)
         z = cuda.local.array(GROUP_OF_OCTETS, real)
         offset = cuda.local.array(OCTET, real)
         occupancy_of = cuda.local.array(GROUP, real)
@@ -444,10 +435,6 @@ def kernels(
                 occupancy_of[place], shift_of[place] = occupancies[there], shifts[there]
                 weight_of[place] = signs[there]
             for octet in range(OCTET * member, stride, OCTET * team):
-                coming = octet + FETCHED_AHEAD * OCTET * team
-                if coming < stride:
-                    for place in range(GROUP):
-                        fetch(logits, (first + min(int64(place), last)) * stride + coming)
                 for place in range(GROUP):
                     load8(logits, (first + min(int64(place), last)) * stride + octet, z, OCTET * place)
                 if not own:
