@@ -98,7 +98,7 @@ def scores(found: dict[str, list[str]], references: list[str]) -> list[dict]:
 @click.argument("corpus", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--work", type=FOLDER, required=True, help="For models and manifests; emptied first.")
 @click.option("--out", type=FOLDER, default=HERE.parent / "results", show_default=True, help="For finetune_an4.csv.")
-@click.option("--vocabulary", default=256, show_default=True, help="Pieces of the tokenizer.")
+@click.option("--vocabulary", default=64, show_default=True, help="Pieces of the tokenizer.")
 @click.option("--stock", "stock", multiple=True, metavar="KEY=VALUE", help="Over stock.yaml; may be repeated.")
 @click.option("--tune", "tune", multiple=True, metavar="KEY=VALUE", help="For the fine-tuning script; likewise.")
 def main(corpus: Path, work: Path, out: Path, vocabulary: int, stock: tuple[str, ...], tune: tuple[str, ...]):

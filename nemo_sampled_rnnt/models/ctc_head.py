@@ -121,8 +121,6 @@ class CTCHeadMixin(InterCTCMixin):
         if choice is True and obstacle is not None:
             raise ValueError(f"aux_ctc.memory_efficient is true, but the CTC head holds [B, T, V]: {obstacle}")
         if choice == "auto":
-            if encoded.is_cuda:  # the kernels' tests have not all been run on a GPU yet: there one asks for them
-                return False
             frames = encoded.shape[0] * encoded.shape[2]
             return obstacle is None and frames * self.ctc_decoder.num_classes_with_blank * 4 > LARGE
         return choice
