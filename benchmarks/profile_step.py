@@ -4,7 +4,8 @@
 
 A row is WORKLOAD:IMPLEMENTATION[:WORKSPACE_MIB]. All rows run in one process, so times are not those of loss.py, which
 measures each in a process of its own. ``step``: median between events; ``host``: until the last launch has been made,
-with an idle GPU before; ``kernels``: their sum by torch's profiler, which also counts them.
+with an idle GPU before; ``kernels``: their sum by torch's profiler, which also counts them. ``host a tile``: what the
+host takes beyond a step in one tile, for each tile more, where there are some and one fits the GPU.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ import argparse
 import gc
 import statistics
 import time
+from dataclasses import replace
 
 import torch
 from floor import make_floor
 from implementations import OURS, Row, make_implementation
 from measure import Step, median_ms
 from workloads import WORKLOADS, make_batch, make_joint
+
+TILE = "::projection_gradients"  # the kernel that every tile has once
+UNLIMITED = 2**20  # MiB
 
 
 def main() -> None:
@@ -41,9 +46,11 @@ def profile(row: Row, lines: int) -> None:
     workload = WORKLOADS[row.workload]
     batch = make_batch(workload, device, torch.bfloat16)
     floor = median_ms(make_floor(row, workload, batch), device)
-    step = Step(make_implementation(row, make_joint(workload, device, torch.bfloat16), workload), batch)
+    joint = make_joint(workload, device, torch.bfloat16)
+    step = Step(make_implementation(row, joint, workload), batch)
     took = median_ms(step, device)
-    host = statistics.median(host_ms(step) for _ in range(9))
+    host = host_ms(step)
+    whole = host_in_one_tile(row, joint, workload, batch)
     steps = 3
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as record:
         for _ in range(steps):
@@ -52,9 +59,11 @@ def profile(row: Row, lines: int) -> None:
     events = [event for event in record.key_averages() if event.self_device_time_total > 0]
     total = sum(event.self_device_time_total for event in events) / 1e3 / steps
     launches = sum(event.count for event in events) / steps
+    tiles = sum(event.count for event in events if TILE in event.key) / steps
+    a_tile = f"; host a tile {(host - whole) / (tiles - 1):.2f} of {tiles:.0f}" if whole and tiles > 1 else ""
     print(
         f"\n{row.workload} {row.implementation} {row.workspace_mib} MiB: step {took:.2f} ms = {took / floor:.2f} "
-        f"floors of {floor:.2f}; host {host:.2f}; kernels {total:.2f} in {launches:.0f} launches"
+        f"floors of {floor:.2f}; host {host:.2f}; kernels {total:.2f} in {launches:.0f} launches{a_tile}"
     )
     for event in sorted(events, key=lambda event: -event.self_device_time_total)[:lines]:
         each = event.self_device_time_total / 1e3
@@ -62,12 +71,29 @@ def profile(row: Row, lines: int) -> None:
 
 
 def host_ms(step: Step) -> float:
+    """Median of the host's time, its last launch made."""
+    times = []
+    for _ in range(9):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        step()
+        times.append(1e3 * (time.perf_counter() - start))
     torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    took = 1e3 * (time.perf_counter() - start)
-    torch.cuda.synchronize()
-    return took
+    return statistics.median(times)
+
+
+def host_in_one_tile(row: Row, joint, workload, batch) -> float | None:
+    """The same of a step whose workspace has no limit; None where the GPU is too small for it."""
+    step = Step(make_implementation(replace(row, workspace_mib=UNLIMITED), joint, workload), batch)
+    try:
+        step()
+        return host_ms(step)
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        del step
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,10 @@ import os
 import pytest
 import torch
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # each worker with threads for all cores is slower than one thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that a test starts
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a CUDA device (skipped where torch.cuda.is_available() is false)")

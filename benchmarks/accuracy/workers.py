@@ -41,6 +41,7 @@ def run_all(
         queue.put(run)
     workers = []
     gpus = device_count()  # before the variable says otherwise
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))  # not all cores for each
     for index in range(processes):
         if gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = str(index % gpus)
