@@ -1,6 +1,6 @@
-# make demo   speak a corpus, train on it with the sampled and the exact loss, transcribe   (8 minutes on 2 cores);
+# make demo   speak a corpus, train on it with the sampled and the exact loss, transcribe   (8 minutes on 2 cores, half of them the install);
 #             DEMO=tdt: a TDT model
-# make test   lint and every test that needs no GPU, with NeMo 3.0.0; those with NeMo again with 2.7.3 (20 minutes)
+# make test   lint and every test that needs no GPU, with NeMo 3.0.0; those with NeMo again with 2.7.3 (25 minutes)
 # Each makes its own environments first: $(VENV), and for NeMo 2.7.3 $(VENV2); the constraints pin what CI ran.
 
 DEMO ?= rnnt

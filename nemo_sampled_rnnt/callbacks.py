@@ -32,5 +32,5 @@ class ExportStock(Callback, Serialization):  # NeMo 3 builds nothing else from Y
         refuse_existing(Path(self.path).expanduser(), self.overwrite)
         stock_config(pl_module.cfg, self.hybrid)
 
-    def on_fit_end(self, trainer, pl_module):  # NeMo's checkpoint callback has put the best weights back by now
+    def on_fit_end(self, trainer, pl_module):  # with save_best_model NeMo has put the best weights back
         save_stock(pl_module, self.path, self.hybrid, self.overwrite)

@@ -1,6 +1,6 @@
 """The demo: speak a corpus, train a Conformer-Transducer with sampled and with exact softmax, and compare them.
 
-    python examples/demo/demo.py            about five minutes on two cores; everything goes to demo_out/
+    python examples/demo/demo.py            about four minutes on two cores; everything goes to demo_out/
     python examples/demo/demo.py --model tdt    the same with a TDT model: tokens and durations
 
 It speaks sentences composed here, trains a tokenizer of 512 pieces, warms a stock CTC model up, and trains two

@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 
 from nemo_sampled_rnnt.joint_memory import JointMemory, full_softmax_memory, joint_memory
 from nemo_sampled_rnnt.loss.lattice import Lattice
+from nemo_sampled_rnnt.sampling.sizes import size_of
 
 RECIPES = Path(__file__).parent
 CARDS = ("24gb", "48gb", "80gb")
@@ -36,7 +37,7 @@ def memory(config, lattice: Lattice, vocabulary: int, sampled: bool) -> JointMem
     """Of joint and loss with the sizes of a config, in a step of this batch; exact unless sampled."""
     softmax, negatives = config.model.joint.sampled_softmax, None
     if sampled:
-        negatives = round(softmax.n_samples * vocabulary) if softmax.n_samples < 1 else softmax.n_samples
+        negatives = size_of(softmax.n_samples, vocabulary)
     return joint_memory(
         lattice, vocabulary, config.model.model_defaults.joint_hidden, config.model.encoder.d_model, negatives,
         scope=softmax.scope, workspace_mib=softmax.workspace_mib,

@@ -1,1 +1,1 @@
-"""What kernels of every layer share: launches, wide memory accesses, and their twins in the simulator."""
+"""What kernels of every layer share: launches, wide memory accesses, arithmetic, and their twins in the simulator."""

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from miniature import MAKE
 from scripts import ROOT, SHRINK
 
@@ -19,13 +20,14 @@ ALLOWED = ("check_corpus.py",)  # in so small a corpus more than 1 % is unusable
 TRAINING = ("speech_to_text_rnnt",)
 FEW_STEPS = [
     *(override for override in SHRINK if not re.match(r"size=|trainer.max_|model.train_ds.batch_size", override)),
-    "trainer.max_steps=20", "trainer.precision=32", "model.train_ds.batch_duration=9",
+    "trainer.precision=32", "model.train_ds.batch_duration=9",
     "model.optim.sched.warmup_steps=10",
 ]  # fmt: skip
 PREAMBLE = """
 nemo-sampled-rnnt() { python -c 'from nemo_sampled_rnnt.cli import main; main()' "$@"; }
 set -e
 """  # the tests find the package in this folder, not installed
+EPOCHS = {"librispeech": 6, "aishell": 8, "csj": 8}
 KEPT = {"librispeech": (80, 7), "aishell": (33, 5), "csj": (242, 7)}  # usable utterances, and those that are skipped
 
 
@@ -42,7 +44,8 @@ def on_miniature(block: str, corpus: str, source: Path, work: Path) -> str:
         if any(script in line for script in ALLOWED):
             line += " --allow-skipped"
         if any(script in line for script in TRAINING):
-            line += " " + " ".join(FEW_STEPS)
+            # ended by epochs, so that the length the page configures stands
+            line += " " + " ".join([*FEW_STEPS, f"trainer.max_epochs={EPOCHS[corpus]}"])
         lines.append(line)
     return PREAMBLE + "\n".join(lines)
 
@@ -70,8 +73,11 @@ def test_page(corpus, tmp_path):
 
     bash(on_miniature(vocabulary, corpus, source, work))
     output = bash(on_miniature(training, corpus, source, work))
-    assert "`max_steps=20` reached" in output
-    assert len(list(work.glob("large/checkpoints/*val_wer*.ckpt"))) > 1, "no validation chose a checkpoint"
+    assert f"`max_epochs={EPOCHS[corpus]}` reached" in output
+    checkpoints = list(work.glob("large/checkpoints/*val_wer*.ckpt"))
+    assert len(checkpoints) > 1, "no validation chose a checkpoint"
+    (last,) = work.glob("large/checkpoints/*-last.ckpt")
+    assert torch.load(last, map_location="cpu", weights_only=False)["global_step"] >= 20
     assert [path.name for path in work.glob("large/checkpoints/*.nemo")] == [f"{corpus}.nemo"]
     output = bash(on_miniature(scoring, corpus, source, work))
     assert "CER %" in output if corpus != "librispeech" else "WER %" in output

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 from numba import cuda, float32, float64
 
-from nemo_sampled_rnnt.gpu.launch import SIMULATED, at_most, device, reduce_by_shared_memory, reduce_by_shuffles
+from nemo_sampled_rnnt.gpu.launch import SIMULATED, at_most
 
 WARP = 4 if SIMULATED else 32
 WARPS = 2 if SIMULATED else 8  # of a block
@@ -34,23 +34,6 @@ def real_of(kind: str):
 def sums_kind(kind: str) -> str:
     """The storage type of sums, offsets and float gradients."""
     return "float64" if kind == "float64" else "float32"
-
-
-def reducer(combine, real, team: int):
-    """A device function (value, member) -> the combined value of a team of threads."""
-    return (
-        reduce_by_shared_memory(combine, real, team, THREADS) if SIMULATED else reduce_by_shuffles(combine, real, team)
-    )
-
-
-@device
-def add(a, b):
-    return a + b
-
-
-@device
-def smaller(a, b):
-    return a if a < b else b
 
 
 @cache

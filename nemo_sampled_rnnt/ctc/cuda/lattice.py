@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 from numba import cuda, float64, int32, int64
 
-from nemo_sampled_rnnt.ctc.cuda.blocks import WARP, add, real_of, reducer
-from nemo_sampled_rnnt.ctc.cuda.numbers import numbers
+from nemo_sampled_rnnt.ctc.cuda.blocks import THREADS, WARP, real_of
 from nemo_sampled_rnnt.gpu.launch import SIMULATED
+from nemo_sampled_rnnt.gpu.numbers import numbers
+from nemo_sampled_rnnt.gpu.teams import add, reducer
 
 LATTICE_THREADS = 4 if SIMULATED else 512
 SLOTS = LATTICE_THREADS + 1
@@ -21,10 +22,10 @@ BLANK, LABEL = 0, 1  # kinds of states: alpha and beta are (frames, 2, positions
 def lattice_kernels(kind: str) -> SimpleNamespace:
     """Python functions lattice and occupancies, to be compiled, for a storage type of logits."""
     real, of = real_of(kind), numbers(kind)
-    number, stored, loaded, plus, times, log_of = of.number, of.stored, of.loaded, of.plus, of.times, of.log_of
-    posterior, zero, zero_exponent = of.posterior, of.zero, of.zero_exponent
+    number, stored, loaded, plus, times, log_of = of.number, of.stored, of.loaded, of.plus, of.product, of.log_of
+    posterior, zero, zero_exponent = of.posterior_of_state, of.zero, of.zero_exponent
     wide_infinity = float64(math.inf)
-    sum_of_warp = reducer(add, real, WARP)
+    sum_of_warp = reducer(add, real, WARP, THREADS)
 
     def lattice(
         table, targets, by_blank, by_label, alpha, beta, likelihood, costs,

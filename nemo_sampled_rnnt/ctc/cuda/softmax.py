@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 from numba import cuda, float64, int64
 
-from nemo_sampled_rnnt.ctc.cuda.blocks import THREADS, WARP, WARPS, add, real_of, reducer, smaller, sums_kind
-from nemo_sampled_rnnt.ctc.cuda.numbers import numbers
-from nemo_sampled_rnnt.gpu.launch import LOG2_E, SIMULATED, device, exp2_less, fast_exp, larger
+from nemo_sampled_rnnt.ctc.cuda.blocks import THREADS, WARP, WARPS, real_of, sums_kind
+from nemo_sampled_rnnt.gpu.arithmetic import exponentials
+from nemo_sampled_rnnt.gpu.launch import SIMULATED, device
+from nemo_sampled_rnnt.gpu.numbers import numbers
 from nemo_sampled_rnnt.gpu.octets import OCTET, octets
+from nemo_sampled_rnnt.gpu.teams import add, reducer
 
 WIDE_THREADS = THREADS if SIMULATED else 512  # that score a group of frames of a large vocabulary
 GROUP = 4  # frames that share the loads of their offsets, and are on their way together
@@ -41,30 +43,15 @@ def softmax_kernels(kind: str, wide: bool, largest: bool, native: bool = True) -
     number, stored = numbers(kind).number, numbers(kind).stored
     scoring_team = WIDE_THREADS if wide else WARP
 
-    # e^(x - y), where many x meet one y: half precision takes two instructions, and y as it is scaled once.
-    if kind in ("float16", "bfloat16"):
-        exp, exp_less, maximum = fast_exp, exp2_less, larger
+    of = exponentials(kind)
+    exp, exp_less, scaled, maximum = of.exp, of.exp_less, of.scaled, of.maximum
 
-        @device
-        def scaled(y):
-            return y * LOG2_E
-    else:
-        exp = math.exp
-
-        @device
-        def exp_less(x, y):
-            return math.exp(x - y)
-
-        @device
-        def scaled(y):
-            return y
-
-        @device
-        def maximum(a, b):
-            return a if a > b else b
+    @device
+    def smaller(a, b):
+        return a if a < b else b
 
     largest_of_team, sum_of_team, smallest_of_team = (
-        reducer(combine, real, scoring_team) for combine in (maximum, add, smaller)
+        reducer(combine, real, scoring_team, THREADS) for combine in (maximum, add, smaller)
     )
 
     if largest:

@@ -22,20 +22,12 @@ from types import SimpleNamespace
 
 from numba import cuda, float32, float64, int32, int64
 
-from nemo_sampled_rnnt.gpu.launch import (
-    LOG2_E,
-    SIMULATED,
-    at_most,
-    device,
-    exp2_less,
-    fast_exp,
-    larger,
-    reduce_by_shared_memory,
-    reduce_by_shuffles,
-)
+from nemo_sampled_rnnt.gpu.arithmetic import exponentials
+from nemo_sampled_rnnt.gpu.launch import SIMULATED, at_most, device
+from nemo_sampled_rnnt.gpu.numbers import numbers
 from nemo_sampled_rnnt.gpu.octets import OCTET, octets
+from nemo_sampled_rnnt.gpu.teams import add, reducer
 from nemo_sampled_rnnt.loss import dropout as counter
-from nemo_sampled_rnnt.loss.cuda.lattice_numbers import lattice_numbers
 
 WARP = 4 if SIMULATED else 32
 WARPS = 2 if SIMULATED else 8  # of a block
@@ -124,38 +116,9 @@ def kernels(
     scoring_team, team = (WIDE_THREADS, THREADS) if wide else (WARP, WARP)
     cells_of_block = GROUP * THREADS // team
 
-    def reducer(combine):
-        if SIMULATED:
-            return reduce_by_shared_memory(combine, real, scoring_team, THREADS)
-        return reduce_by_shuffles(combine, real, scoring_team)
-
-    # e^(x - y), where many x meet one y: half precision takes two instructions, and y as it is scaled once.
-    if kind in ("float16", "bfloat16"):
-        exp, exp_less, maximum = fast_exp, exp2_less, larger
-
-        @device
-        def scaled(y):
-            return y * LOG2_E
-    else:
-        exp = math.exp
-
-        @device
-        def exp_less(x, y):
-            return math.exp(x - y)
-
-        @device
-        def scaled(y):
-            return y
-
-        @device
-        def maximum(a, b):
-            return a if a > b else b
-
-    @device
-    def add(a, b):
-        return a + b
-
-    largest_of_team, sum_of_team = reducer(maximum), reducer(add)
+    of = exponentials(kind)
+    exp, exp_less, scaled, maximum = of.exp, of.exp_less, of.scaled, of.maximum
+    largest_of_team, sum_of_team = (reducer(combine, real, scoring_team, THREADS) for combine in (maximum, add))
 
     if clamped:
 
@@ -168,10 +131,10 @@ def kernels(
         def bounded(x, clamp):
             return x
 
-    numbers = lattice_numbers(kind)
-    number, stored, loaded, log_of = numbers.number, numbers.stored, numbers.loaded, numbers.log_of
-    sum_of_products, settled, posterior = numbers.sum_of_products, numbers.settled, numbers.posterior
-    zero, zero_exponent = numbers.zero, numbers.zero_exponent
+    of = numbers(kind)
+    number, stored, loaded, log_of = of.number, of.stored, of.loaded, of.log_of
+    sum_of_products, settled, posterior = of.sum_of_products, of.settled, of.posterior
+    zero, zero_exponent = of.zero, of.zero_exponent
 
     if dropout:
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from nemo_sampled_rnnt.gpu.launch import SIMULATED, BoundKernel
+from nemo_sampled_rnnt.gpu.numbers import word_of_one
 from nemo_sampled_rnnt.loss.cuda.cells import WHERE, CudaCells, _frames_of
-from nemo_sampled_rnnt.loss.cuda.lattice_numbers import word_of_one
 from nemo_sampled_rnnt.loss.cuda.tdt_kernels import CELL_THREADS, TDT_LATTICE_THREADS, compiled
 from nemo_sampled_rnnt.loss.problem import Problem
 from nemo_sampled_rnnt.loss.tiles import Tile

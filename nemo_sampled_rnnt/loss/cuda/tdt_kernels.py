@@ -20,8 +20,8 @@ from types import SimpleNamespace
 from numba import cuda, float32, float64, int32, int64
 
 from nemo_sampled_rnnt.gpu.launch import SIMULATED, device
+from nemo_sampled_rnnt.gpu.numbers import numbers
 from nemo_sampled_rnnt.gpu.octets import octets
-from nemo_sampled_rnnt.loss.cuda.lattice_numbers import lattice_numbers
 
 CELL_THREADS = 4 if SIMULATED else 64  # of a block that works on label positions of one frame
 TDT_LATTICE_THREADS = 4 if SIMULATED else 256  # each may then have all the registers there are
@@ -45,11 +45,11 @@ def tdt_kernels(kind: str, durations: tuple[int, ...], native: bool = True) -> S
     wide_infinity = float64(math.inf)
     lowest = real(-1e38)
     load1, store1 = octets(kind, native).load1, octets(kind, native).store1
-    numbers = lattice_numbers(kind)
-    number, stored, loaded, log_of = numbers.number, numbers.stored, numbers.loaded, numbers.log_of
-    sum_of_products, posterior, product = numbers.sum_of_products, numbers.posterior, numbers.product
-    added, settled = numbers.added, numbers.settled
-    zero, zero_exponent = numbers.zero, numbers.zero_exponent
+    of = numbers(kind)
+    number, stored, loaded, log_of = of.number, of.stored, of.loaded, of.log_of
+    sum_of_products, posterior, product = of.sum_of_products, of.posterior, of.product
+    added, settled = of.added, of.settled
+    zero, zero_exponent = of.zero, of.zero_exponent
     count, longest = len(durations), durations[-1]
     history = longest + 1
 

@@ -16,7 +16,8 @@ import math
 import numpy as np
 from numba import cuda, float32, int64
 
-from nemo_sampled_rnnt.gpu.launch import SIMULATED, bits_of_single, device, single_of_bits
+from nemo_sampled_rnnt.gpu.arithmetic import bits_of_single, single_of_bits
+from nemo_sampled_rnnt.gpu.launch import SIMULATED, device
 from nemo_sampled_rnnt.gpu.octets import OCTET, octets
 from nemo_sampled_rnnt.sampling.cuda import noise
 
