@@ -53,15 +53,23 @@ def restore(cfg, trainer=None):
     family = stored.target.rsplit(".", 1)[1].replace("EncDecSampled", "EncDec").replace("EncDec", "EncDecSampled")
     if family not in models.__all__:
         raise ValueError(f"{path or name} is a {stored.target}, which cannot be sampled; these can: {models.__all__}")
-    changes = {key: value for key, value in cfg.model.items() if key not in OWN_STEPS and value is not None}
-    gains_head = "aux_ctc" in changes and stored.get("aux_ctc") is None
+    changes = {key: value for key, value in cfg.model.items() if key not in OWN_STEPS}
+    had_head, wants_head = stored.get("aux_ctc") is not None, changes.get("aux_ctc") is not None
+    if "Hybrid" in family and "aux_ctc" in changes and not wants_head:
+        raise ValueError(f"{path or name} is a hybrid, which keeps its CTC head: leave model.aux_ctc as it is")
+    gains_head, loses_head = wants_head and not had_head, had_head and "aux_ctc" in changes and not wants_head
     with open_dict(stored):
         if gains_head:
             stored.aux_ctc = OmegaConf.create(AUX_CTC)
+        # What has other arguments than before is replaced, not mixed.
         if "optim" in changes:
-            stored.pop("optim", None)  # another optimizer has other arguments
+            stored.pop("optim", None)
+        if "sampled_softmax" in (changes.get("joint") or {}):
+            for ours in ("sampled_softmax", "n_samples"):
+                stored.joint.pop(ours, None)
         config = OmegaConf.merge(stored, changes)
-    options = {"override_config_path": config, "map_location": "cpu", "trainer": trainer, "strict": not gains_head}
+    options = {"override_config_path": config, "map_location": "cpu", "trainer": trainer}
+    options["strict"] = not (gains_head or loses_head)
     model_class = getattr(models, family)
     return model_class.restore_from(path, **options) if path else model_class.from_pretrained(name, **options)
 

@@ -45,10 +45,16 @@ def log_probs(head: torch.nn.Module, encoded: torch.Tensor) -> torch.Tensor:
     return head(encoder_output=torch.where(finite_frames(encoded)[:, None], encoded, 0))
 
 
+def at_least_single(log_probs: torch.Tensor) -> torch.Tensor:
+    """torch's CTC loss knows no half precision on a CPU."""
+    return log_probs.to(torch.promote_types(log_probs.dtype, torch.float32))
+
+
 def scores_of_log_probs(
     log_probs, encoded, encoded_len, transcript, transcript_len, reduction: str, frame_weights: str | None
 ) -> CTCScores:
     """Scores from log-probs (B, T, V+1); arguments as in :func:`scores_in_tiles`."""
+    log_probs = at_least_single(log_probs)
     costs = torch.nn.functional.ctc_loss(
         log_probs.transpose(0, 1), transcript.long(), encoded_len.long(), transcript_len.long(),
         blank=log_probs.shape[2] - 1, reduction="none", zero_infinity=True,

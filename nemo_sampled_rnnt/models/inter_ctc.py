@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from nemo_sampled_rnnt.models.ctc_scores import at_least_single
+
 
 @dataclass(frozen=True)
 class Unscored:
@@ -32,7 +34,10 @@ class InnerHead:
     def loss(self, log_probs, targets, input_lengths, target_lengths):
         if not isinstance(log_probs, Unscored):
             return self._model.ctc_loss(
-                log_probs=log_probs, targets=targets, input_lengths=input_lengths, target_lengths=target_lengths
+                log_probs=at_least_single(log_probs),
+                targets=targets,
+                input_lengths=input_lengths,
+                target_lengths=target_lengths,
             )
         return self._model.score_ctc(log_probs.encoded, input_lengths, targets, target_lengths, False).loss
 

@@ -13,6 +13,7 @@ from nemo_sampled_rnnt.models.config import has_tokenizer, prepare_config
 from nemo_sampled_rnnt.models.ctc_head import CTCHeadMixin
 from nemo_sampled_rnnt.models.export import StockExportMixin
 from nemo_sampled_rnnt.models.metering import MeteringMixin
+from nemo_sampled_rnnt.models.modes import kept_modes
 from nemo_sampled_rnnt.models.restore import RestoreMixin
 from nemo_sampled_rnnt.models.unigram import unigram_counts
 from nemo_sampled_rnnt.models.vocabulary import VocabularyMixin
@@ -86,7 +87,15 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
         return {"loss": loss}
 
     def validation_pass(self, batch, batch_idx, dataloader_idx=0):
-        """The exact loss, tiled, and WER; of the CTC head too."""
+        """The exact loss, tiled, and WER; of the CTC head too.
+
+        In eval mode, whatever ran before: NeMo's transcribe leaves the joint in training mode.
+        """
+        with kept_modes(self):
+            self.eval()
+            return self._validation_pass(batch)
+
+    def _validation_pass(self, batch):
         encoded, encoded_len, transcript, transcript_len = self._encode(batch)
         decoded = None
         if self.compute_eval_loss:
@@ -116,11 +125,15 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
         if self.has_ctc_head and self.is_interctc_enabled():
             AccessMixin.set_access_enabled(access_enabled=True, guid=self.model_guid)
         signal, signal_len, transcript, transcript_len = batch
+        # Silence for what is not finite, since 0 x NaN in the encoder's backward pass would reach its weights; what
+        # comes out is NaN again, so that the losses leave the utterance out.
+        bad = ~signal.isfinite().flatten(1).all(dim=1)
+        signal = signal.masked_fill(bad.view(-1, *[1] * (signal.dim() - 1)), 0)
         if isinstance(batch, DALIOutputs) and batch.has_processed_signal:
             encoded, encoded_len = self.forward(processed_signal=signal, processed_signal_length=signal_len)
         else:
             encoded, encoded_len = self.forward(input_signal=signal, input_signal_length=signal_len)
-        return encoded, encoded_len, transcript, transcript_len
+        return encoded.masked_fill(bad[:, None, None], torch.nan), encoded_len, transcript, transcript_len
 
     def on_fit_start(self):
         super().on_fit_start()
@@ -152,10 +165,11 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
         self.joint.continue_draws(checkpoint.get("sampled_softmax_draws", 0))
 
     def export(self, *args, **kwargs):
-        """NeMo's export; it would leave joint and predictor unfit for training."""
+        """NeMo's export; it would leave all but the CTC head frozen, and joint and predictor unfit for training."""
         log_softmax = self.joint.log_softmax
         try:
-            return super().export(*args, **kwargs)
+            with kept_modes(self):
+                return super().export(*args, **kwargs)
         finally:
             self.joint._fuse_loss_wer, self.joint.log_softmax = True, log_softmax
             self.decoder._rnnt_export = False

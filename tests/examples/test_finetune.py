@@ -75,6 +75,29 @@ def test_a_section_can_be_switched_off(script, stock_files):
     assert not model.has_ctc_head and model.joint.sampled_softmax is None
 
 
+def test_null_is_none(script, stock_files, tokenizer, speech, tmp_path):
+    """Also where the model has what is not wanted; but a hybrid cannot be without its head."""
+    path = str(tmp_path / "with_head.nemo")
+    BPE.build(tokenizer, speech).save_to(path)
+    model = script.restore(
+        config("model.aux_ctc=null", "model.joint.sampled_softmax.sampler=uniform", "model.spec_augment=null",
+               init_from_nemo_model=path)
+    )  # fmt: skip
+    assert not model.has_ctc_head and model.spec_augmentation is None
+    path = str(stock_files["EncDecHybridRNNTCTCBPEModel"])
+    with pytest.raises(ValueError, match="is a hybrid, which keeps its CTC head"):
+        script.restore(config("model.aux_ctc=null", init_from_nemo_model=path))
+
+
+def test_sampling_is_replaced(script, tokenizer, speech, tmp_path):
+    """Not mixed with what the model was trained with before."""
+    path = str(tmp_path / "before.nemo")
+    before = {"n_samples": "auto", "max_logits": 10**6, "full_after": 30}
+    BPE.build(tokenizer, speech, sampled_softmax=before).save_to(path)
+    sampled = script.restore(config(init_from_nemo_model=path)).joint.sampled_softmax
+    assert (sampled.n_samples, sampled.max_logits, sampled.full_after) == (0.1, None, None)
+
+
 def test_our_own_file(script, tokenizer, speech, tmp_path):
     """A second round of fine-tuning keeps the head."""
     first = BPE.build(tokenizer, speech)

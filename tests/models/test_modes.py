@@ -1,0 +1,83 @@
+"""What happens in passing, transcribing or exporting or a bad recording, leaves the training as it was."""
+
+import json
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from families import BPE
+from tiny import fit
+from torch.utils.data import DataLoader
+
+from nemo_sampled_rnnt.models.ctc_scores import scores_of_log_probs
+
+PARTS = ("encoder", "decoder", "joint", "ctc_decoder")
+EVERYWHERE_FINITE = {"encoder": {"conv_norm_type": "layer_norm"}}  # batch norm alone would spread a NaN
+
+
+class Transcribing(pl.Callback):
+    """At the start of each validation."""
+
+    def __init__(self, path):
+        self.path, self.found = path, []
+
+    def on_validation_start(self, trainer, model):
+        self.found.append(model.transcribe([self.path], verbose=False))
+
+
+@pytest.mark.parametrize("sampler", ["ctc", "uniform"])
+def test_transcribing_before_a_validation(sampler, tokenizer, speech):
+    """NeMo leaves the joint in training mode: the loss is exact all the same, and nothing is drawn."""
+    path = json.loads(speech.read_text().splitlines()[0])["audio_filepath"]
+    losses = []
+    for callback in ([], [Transcribing(path)]):
+        model = BPE.build(tokenizer, speech, sampled_softmax={"n_samples": 7, "sampler": sampler, "seed": 4})
+        losses.append(fit(model, 2, callbacks=callback).callback_metrics["val_loss"])
+        assert model.joint.draws == 2
+    assert callback[0].found
+    torch.testing.assert_close(losses[1], losses[0])
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's exporter
+def test_training_after_an_export(tokenizer, speech, tmp_path):
+    pytest.importorskip("onnx")
+    model = BPE.build(tokenizer, speech).train()
+    model.export(str(tmp_path / "model.onnx"))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    fit(model, 2)
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    for part in PARTS:
+        assert any(name.startswith(f"{part}.") for name in changed), f"{part} did not learn"
+    assert model.joint.draws == 2
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_recording_that_is_not_finite(poison, tokenizer, speech):
+    """It is left out, and the encoder's weights stay finite."""
+    random = torch.Generator().manual_seed(0)
+    signal = 0.1 * torch.randn(3, 16000, generator=random)
+    signal[1, 5000] = poison
+    targets, target_lengths = torch.randint(5, (3, 4), generator=random), torch.full((3,), 4)
+    batch = signal, torch.full((3,), 16000), targets, target_lengths
+    model = BPE.build(tokenizer, speech, more=EVERYWHERE_FINITE)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=2, limit_val_batches=0, num_sanity_val_steps=0, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
+    )  # fmt: skip
+    model.set_trainer(trainer)
+    trainer.fit(model, DataLoader([batch] * 2, batch_size=None))
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert trainer.callback_metrics["train_loss"].isfinite()
+    assert model.joint._training_watch.left_out == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_log_probs(dtype):
+    """As `trainer.precision: bf16-true` makes them: torch's CTC loss knows none on a CPU."""
+    log_probs = torch.randn(2, 9, 6).log_softmax(dim=-1)
+    batch = torch.zeros(2, 3, 9), torch.tensor([9, 7]), torch.tensor([[1, 2], [3, 0]]), torch.tensor([2, 1])
+    half = scores_of_log_probs(log_probs.to(dtype), *batch, "mean_batch", "mean")
+    whole = scores_of_log_probs(log_probs, *batch, "mean_batch", "mean")
+    torch.testing.assert_close(half.loss, whole.loss, rtol=2e-2, atol=0)
+    assert half.loss.dtype == half.posteriors.dtype == torch.float32
