@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from nemo_sampled_rnnt.loss.candidates import ALIGNMENT, aligned
 from nemo_sampled_rnnt.loss.lattice import Lattice
+from nemo_sampled_rnnt.loss.own_rows import set_bytes
 from nemo_sampled_rnnt.loss.tiled import Workspace
 from nemo_sampled_rnnt.loss.tiles import plan_tiles
 
@@ -70,7 +71,7 @@ def joint_memory(
         columns = aligned(1 + labels * (1 if own else batch) + n_samples)
     sum_bytes = (aligned(hidden) + ALIGNMENT) * FLOAT  # of a row of the weight's gradient, and of the bias'
     if own:
-        utterance_bytes = 2 * columns * (hidden + ALIGNMENT) * itemsize
+        utterance_bytes = set_bytes(columns, hidden, itemsize)
         rows = (min(vocabulary + 1, batch * columns) + columns) * sum_bytes
     else:
         utterance_bytes = 0

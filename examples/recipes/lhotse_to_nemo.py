@@ -117,14 +117,16 @@ class Output:
         self.path, self.source = path, source
         self.partial, self.state = (path.with_name(path.name + end) for end in (".partial", ".state"))
         state = json.loads(self.state.read_text()) if self.state.is_file() else {}
-        if state.get("source") != source:
+        skipped = path.with_name(path.name + ".skipped.tsv")
+        shorter = _size(self.partial) < state.get("size", 0) or _size(skipped) < state.get("skipped_size", 0)
+        if state.get("source") != source or shorter:  # of something else, or what was written is gone
             state = {"done": 0, "kept": 0, "size": 0, "skipped_size": 0}
         self.done, self.kept = state["done"], state["kept"]
         self.partial.touch()
         self.file = self.partial.open("r+", encoding="utf-8")
         self.file.truncate(state["size"])
         self.file.seek(state["size"])
-        self.skips = Skips(path.with_name(path.name + ".skipped.tsv"), state["skipped_size"])
+        self.skips = Skips(skipped, state["skipped_size"])
 
     def write(self, entry: dict) -> None:
         self.file.write(json.dumps(entry, ensure_ascii=False) + "\n")
@@ -140,10 +142,19 @@ class Output:
         new.write_text(json.dumps(state))
         new.replace(self.state)
 
+    def start_over(self) -> None:
+        """The next run looks at every utterance again."""
+        self.file.close()
+        self.state.unlink()
+
     def finish(self) -> None:
         self.file.close()
         self.partial.replace(self.path)
         self.state.unlink()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 @click.command()
@@ -171,7 +182,12 @@ def main(corpus, manifests, out, parts, recordings, allow_skipped):
         if output.done % CHECKPOINT == 0:
             output.checkpoint()
     output.checkpoint()
-    click.echo(f"{out}: {output.skips.conclude(output.kept, allow_skipped)}")
+    try:
+        conclusion = output.skips.conclude(output.kept, allow_skipped)
+    except click.ClickException:
+        output.start_over()  # what was missing may be there by then
+        raise
+    click.echo(f"{out}: {conclusion}")
     output.finish()
 
 

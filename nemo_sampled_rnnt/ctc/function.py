@@ -109,12 +109,21 @@ def _implementation(impl: str, device: torch.device):
         from nemo_sampled_rnnt.ctc.cuda import cuda_implementation
 
         make_frames, cuda_survey = cuda_implementation(device)
-        return lambda *inputs: TiledCTC.apply(*inputs, make_frames), cuda_survey
+        return _tiled(make_frames), cuda_survey
     if device.type != "cpu":
         raise ValueError(f"impl='cpu' works on CPU tensors, but encoder is on {device}: use impl='cuda'")
     from nemo_sampled_rnnt.ctc.frames_cpu import CpuFrames
 
-    return lambda *inputs: TiledCTC.apply(*inputs, CpuFrames), survey
+    return _tiled(CpuFrames), survey
+
+
+def _tiled(make_frames):
+    def run(encoder, weight, bias, batch):
+        if not torch.is_grad_enabled():  # what asks for a gradient gets none: so none is computed
+            encoder, weight, bias = (x.detach() for x in (encoder, weight, bias))
+        return TiledCTC.apply(encoder, weight, bias, batch, make_frames)
+
+    return run
 
 
 class TiledCTC(torch.autograd.Function):

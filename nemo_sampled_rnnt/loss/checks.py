@@ -154,7 +154,8 @@ def survey(encoder_lengths, target_lengths, targets, negatives, negative_log_pro
     rows = negatives.reshape(candidates.ids.shape[0], -1)
     improper = torch.zeros_like(candidates.count)
     if negative_log_prob is not None:
-        improper = ((rows >= 0) & ~(negative_log_prob.reshape(rows.shape) <= 1e-4)).any(dim=1).long()
+        given = negative_log_prob.reshape(rows.shape)
+        improper = ((rows >= 0) & ~((given <= 1e-4) & (given > -torch.inf))).any(dim=1).long()
     columns += [candidates.count, *_first_bad((rows < -1) | (rows >= vocabulary), rows), improper]
     return torch.cat(columns).tolist(), candidates, None
 
@@ -269,6 +270,6 @@ def _check_negatives(table: list[list[int]], per_utterance: bool, vocabulary: in
             )
         if table[3][group]:
             raise ValueError(
-                f"negative_log_prob[{where}...] must hold log probabilities (at most 0, no NaN)"
+                f"negative_log_prob[{where}...] must hold log probabilities (finite, at most 0)"
                 f"{f'; utterance {group}' if per_utterance else ''}"
             )

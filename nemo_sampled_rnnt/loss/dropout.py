@@ -29,7 +29,7 @@ def threshold(dropout: float) -> int:
 
 def draw_seed(dropout: float) -> int:
     """A seed from torch's global generator on the CPU (none is drawn without dropout)."""
-    return int(torch.randint(0, 2**31 - 1, ())) if dropout > 0 else 0
+    return int(torch.randint(0, 2**31 - 1, (), device="cpu")) if dropout > 0 else 0
 
 
 def keep_mask(seed: int, utterance: int, frames: torch.Tensor, labels: torch.Tensor, hidden: int, dropout: float):

@@ -42,7 +42,9 @@ class FiniteWatch:
             self._report(flags)
             return
         if self._mail is None or self._mail[0].shape != flags.shape or self._mail[0].dtype != flags.dtype:
-            self._mail = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True), torch.cuda.Event()
+            with torch.inference_mode(False):  # a later step may be one of training
+                host = torch.empty(flags.shape, dtype=flags.dtype, device="cpu", pin_memory=True)
+            self._mail = host, torch.cuda.Event()
         host, arrived = self._mail
         host.copy_(flags, non_blocking=True)
         arrived.record()

@@ -122,7 +122,7 @@ def transducer_loss(
         encoder, predictor, weight, bias, targets, encoder_lengths, target_lengths, negatives, negative_log_prob,
         durations,
     )  # fmt: skip
-    if options.omega > 0 and torch.rand(()) < options.omega:
+    if options.omega > 0 and torch.rand((), device="cpu") < options.omega:
         weight, bias = weight[:-durations], bias[:-durations]
         options = replace(options, durations=None, sigma=0.0, omega=0.0)
     run, survey = _implementation(options, encoder.device)
@@ -168,6 +168,8 @@ def _tiled(make_cells):
 
     def run(encoder, predictor, weight, bias, problem):
         durations = len(problem.options.durations or ())
+        if not torch.is_grad_enabled():  # what asks for a gradient gets none: so none is computed
+            encoder, predictor, weight, bias = (x.detach() for x in (encoder, predictor, weight, bias))
         cells = partial(make_cells, duration_bias=bias.detach()[-durations:]) if durations else make_cells
         return TiledLoss.apply(encoder, predictor, weight, bias, problem, cells)
 

@@ -13,6 +13,11 @@ from nemo_sampled_rnnt.loss.shared_rows import candidate_offsets
 from nemo_sampled_rnnt.loss.tiles import Tile, Visit
 
 
+def set_bytes(columns: int, width: int, itemsize: int) -> int:
+    """Of the rows of an utterance's set, and of their gradients."""
+    return 2 * columns * (width + ALIGNMENT) * itemsize
+
+
 class OwnRows:
     """Members as those of :class:`SharedRows`.
 
@@ -30,8 +35,7 @@ class OwnRows:
             rows = self._ids.numel()
         self._needs = needs
         self._sums = self._sums_of(rows).zeroed()
-        # The rows of a set, and their gradients.
-        self.utterance_bytes = 2 * self.columns * (weight.shape[1] + ALIGNMENT) * dtype.itemsize
+        self.utterance_bytes = set_bytes(self.columns, weight.shape[1], dtype.itemsize)
         self._gathered: tuple[Tile | None, torch.Tensor | None] = (None, None)
 
     def _sums_of(self, rows: int) -> ProductSums:

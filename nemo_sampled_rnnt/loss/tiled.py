@@ -27,7 +27,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from nemo_sampled_rnnt.loss.candidates import ALIGNMENT, aligned
-from nemo_sampled_rnnt.loss.own_rows import OwnRows
+from nemo_sampled_rnnt.loss.own_rows import OwnRows, set_bytes
 from nemo_sampled_rnnt.loss.problem import Options, Problem, accumulation_dtype
 from nemo_sampled_rnnt.loss.reduction import utterance_weight
 from nemo_sampled_rnnt.loss.row_gradients import scaled
@@ -152,7 +152,8 @@ class Engine:
         cell_bytes = Workspace.bytes_per_cell(width, stride, encoder.element_size(), needs.hidden)
         if encoder.device.type == "cpu":  # caches are small: past some size a larger tile is only more memory
             largest = max(t * (u + 1) for t, u in zip(problem.lattice.frames, problem.lattice.labels, strict=True))
-            workspace_bytes = min(workspace_bytes, max(32 * 2**20, largest * cell_bytes))
+            enough = largest * cell_bytes + self.rows.utterance_bytes
+            workspace_bytes = min(workspace_bytes, max(32 * 2**20, enough))
         self.visits = plan_tiles(problem.lattice, cell_bytes, workspace_bytes, self.rows.utterance_bytes)
         largest = max(tile.cells for tiles in self.visits for tile in tiles)
         self.workspace = Workspace(largest, width, self.rows.columns, stride, encoder)
@@ -222,13 +223,15 @@ def visited(encoder, predictor, weight, bias, problem: Problem, make_cells: Cell
     cell = Workspace.bytes_per_cell(encoder.shape[2], columns, encoder.element_size(), needs.hidden)
     widest = max(problem.lattice.labels) + 1
     asked = problem.options.workspace_mib * 2**20
-    budget = min(asked, problem.lattice.cells * cell)
+    sets = set_bytes(columns, encoder.shape[2], encoder.element_size()) if problem.per_utterance else 0
+    asked = min(asked, problem.lattice.cells * cell + problem.lattice.utterances * sets)  # more would not be used
+    budget = asked
     while True:
         engine = None
         try:
             engine = Engine(encoder, predictor, weight, bias, problem, make_cells, needs, weights, budget)
             engine.run()
-            if budget < min(asked, problem.lattice.cells * cell):
+            if budget < asked:
                 _warn_once(
                     f"the loss ran out of memory with workspace_mib={problem.options.workspace_mib} and went on with "
                     f"{budget / 2**20:.1f} MiB, slower: set workspace_mib to less, or make the batch smaller."

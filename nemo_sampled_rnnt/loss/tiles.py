@@ -83,7 +83,7 @@ def plan_tiles(lattice: Lattice, cell_bytes: int, workspace_bytes: int, utteranc
             group, used = [], 0
         if need > workspace_bytes and frames > 1:
             row_bytes = lattice.width(utterance) * cell_bytes
-            at_most = max(1, (workspace_bytes - utterance_bytes) // row_bytes)
+            at_most = max(1, max(workspace_bytes - utterance_bytes, workspace_bytes // 2) // row_bytes)
             first, ends = 0, range(frames, 0, -at_most)
             parts = []
             for end in reversed(ends):

@@ -96,12 +96,14 @@ class NegativeSampler:
         Never waits for a GPU, but for moving the unigram weights there at the first draw.
         """
         self._check(targets, target_lengths, posteriors, frames)
+        targets, target_lengths = targets.long(), target_lengths.long()  # V may lie beyond a narrower type
         together = self.config.scope == "batch"
         seed = torch.initial_seed() if self.config.seed is None else self.config.seed
         seed = mixed_seed(seed, self.rank, self.draws)
         width, sizes = self._sizes(targets, target_lengths, frames, step)
         if self.config.sampler == "ctc" and (self._unusable is None or self._unusable.device != targets.device):
-            self._unusable = torch.zeros(1, dtype=torch.int64, device=targets.device)
+            with torch.inference_mode(False):  # the next batch may be one of training
+                self._unusable = torch.zeros(1, dtype=torch.int64, device=targets.device)
         draw = self._draw_by_kernels if draws_by_kernels(targets.device.type) else self._draw_by_torch
         inclusion = self.config.correction if inclusion is None else inclusion
         ids, log_prob = draw(targets, target_lengths, posteriors, width, sizes, seed, inclusion)

@@ -53,6 +53,15 @@ def run(dtype, sizes, options):
     assert_same(got, truth(problem.to(F64), 1.3, **options), TOLERANCE[dtype])
 
 
+def run_in_place():
+    """A loss may be divided in place."""
+    problem = make_problem(3, B=2, T=5, U=2, D=3, V=7)
+    problem.encoder.requires_grad_()
+    loss = problem.call(ctc_loss, impl="cuda").loss
+    loss /= 4
+    loss.backward()
+
+
 def run_cut():
     """Tiles of 4 frames at most, whatever fits: utterances of 9 and 7 are cut in three and two."""
     problem = make_problem(4, B=3, T=9, U=3, D=3, V=40, lengths=[9, 3, 7], labels=[3, 1, 2])
@@ -146,6 +155,7 @@ def main():
     jobs = {name: (run, case) for name, case in CASES.items()}
     others = {
         "cut": run_cut,
+        "in place": run_in_place,
         "frozen": run_frozen,
         "left out": run_left_out,
         "best": run_best,

@@ -27,7 +27,7 @@ def run(script, **environment):
 
 def test_cases_in_the_simulator():
     lines = run("ctc_simulator_cases.py", NUMBA_ENABLE_CUDASIM="1")
-    assert sum(line.startswith("ok ") for line in lines) == 22
+    assert sum(line.startswith("ok ") for line in lines) == 23
 
 
 @pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda with NVRTC is not installed")

@@ -91,6 +91,19 @@ def run_layouts():
             assert_same(gradients_of(other, sampled_rnnt_loss, impl="cuda"), want, 1e-6)
 
 
+def run_lengths_that_lie_apart():
+    """Columns of one tensor, whose elements are not neighbours; and a loss that is then divided in place."""
+    problem = make_problem(8, B=3, T=4, U=3, H=5, V=7)
+    both = torch.stack([problem.encoder_lengths, problem.target_lengths], dim=1)
+    apart = replace(problem, encoder_lengths=both[:, 0], target_lengths=both[:, 1])
+    for reduction in ("mean", "mean_volume"):
+        want = gradients_of(problem, sampled_rnnt_loss, impl="reference", reduction=reduction)
+        assert_same(gradients_of(apart, sampled_rnnt_loss, impl="cuda", reduction=reduction), want, 1e-10)
+    loss = problem.leaves().call(sampled_rnnt_loss, impl="cuda")
+    loss /= 4
+    loss.backward()
+
+
 def run_nonfinite():
     problem = make_problem(5, B=3, T=3, U=2, H=5, V=7)
     bad = replace(problem, encoder=problem.encoder.clone())
@@ -198,6 +211,7 @@ def main():
     others = {
         "frozen": run_frozen,
         "layouts": run_layouts,
+        "lengths that lie apart": run_lengths_that_lie_apart,
         "non-finite": run_nonfinite,
         "survey": run_survey,
         "rows of the weight": run_weight_rows,

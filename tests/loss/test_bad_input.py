@@ -144,6 +144,15 @@ def test_log_prob_without_negatives(impl):
     refused(bad, impl, "negative_log_prob", "negatives")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 0.5])
+def test_log_probs_that_are_none(impl, value):
+    """-inf would say that a negative which is there could not be drawn."""
+    good = problem(scope="utterance", correction=True)
+    at = (1, int((good.negatives[1] >= 0).nonzero()[0]))
+    bad = replace(good, negative_log_prob=with_entry(good.negative_log_prob, at, value))
+    refused(bad, impl, "negative_log_prob", "finite", 1)
+
+
 def test_what_is_beyond_the_lengths_is_not_looked_at(impl):
     good = problem(scope="utterance", correction=True)
     assert torch.isnan(good.encoder).any() and (good.targets == 10**9).any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import lhotse_to_nemo
 import pytest
@@ -113,6 +114,37 @@ def test_missing_audio(manifests, tmp_path):
     assert str(tmp_path / "x.json.skipped.tsv") in result.output
     assert convert("librispeech", manifests, tmp_path / "x.json", "x", "--allow-skipped").exit_code == 0
     assert len(entries(tmp_path / "x.json")) == 51
+
+
+def test_what_was_missing_is_looked_for_again(manifests, tmp_path):
+    """The same command, after it was refused and the audio has come."""
+    audio, out = (manifests / "r003.wav").read_bytes(), tmp_path / "x.json"
+    (manifests / "r003.wav").unlink()
+    assert convert("librispeech", manifests, out, "x").exit_code == 1
+    (manifests / "r003.wav").write_bytes(audio)
+    assert "no such audio file" not in convert("librispeech", manifests, out, "x", "--allow-skipped").output
+    assert len(entries(out)) == 52
+
+
+@pytest.mark.parametrize("gone", ["x.json.partial", "x.json.skipped.tsv"])
+def test_starts_over_where_what_was_written_is_gone(gone, manifests, tmp_path, monkeypatch):
+    out = tmp_path / "x.json"
+    monkeypatch.setattr(lhotse_to_nemo, "CHECKPOINT", 7)
+    is_file, seen = os.path.isfile, []
+
+    def interrupted(path):
+        seen.append(path)
+        if len(seen) > 30:
+            raise KeyboardInterrupt
+        return is_file(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lhotse_to_nemo.os.path, "isfile", interrupted)
+        assert convert("librispeech", manifests, out, "x", "--allow-skipped").exit_code != 0
+    (tmp_path / gone).unlink()
+    assert convert("librispeech", manifests, out, "x", "--allow-skipped").exit_code == 0
+    assert len(entries(out)) == 52
+    assert (tmp_path / "x.json.skipped.tsv").read_text() == "s011\tno text\t1\n"
 
 
 def test_missing_part(manifests, tmp_path):

@@ -123,6 +123,22 @@ def test_integer_types(dtype):
 
 
 @SCOPES
+def test_bytes(scope):
+    """A vocabulary of 256 is one more than a byte can say of a label that is left out."""
+    targets, lengths = torch.tensor([[0, 255], [7, 9]], dtype=torch.uint8), torch.tensor([2, 1], dtype=torch.uint8)
+    draw = sampler_of(20, vocab_size=256, sampler="uniform", scope=scope)
+    assert draw(targets, lengths).ids.shape[-1] == 20
+
+
+def test_in_inference_mode_and_then_in_training():
+    draw = sampler_of()
+    with torch.inference_mode():
+        draw(*batch())
+    draw(*batch())
+    assert draw.uniform_instead == 0
+
+
+@SCOPES
 def test_size_as_a_fraction(scope):
     assert sampler_of(0.2, scope=scope)(*batch()).ids.shape[-1] == 5  # ceil(4.6)
 

@@ -136,7 +136,7 @@ class CudaFrames:
             (count, REDUCTIONS.index(self.batch.options.reduction), 0.0),
         )
         kernel((1, 1, 1), CONCLUDING_THREADS)
-        return results[0], results[2:], results[1]
+        return results[0].clone(), results[2:], results[1]  # a loss may be changed in place, a view of it not
 
     def unpacking(self):
         return Unpacking(self.batch.table, self._packing.unpack, self._unit_threads)

@@ -114,12 +114,12 @@ class CudaCells:
         results = torch.empty(batch + 2, dtype=self._real, device=self.costs.device)
         kernel = BoundKernel(
             conclude_kernel(self._real),
-            [self.costs, target_lengths, results],
+            [self.costs, target_lengths.contiguous(), results],
             0,
             (batch, REDUCTIONS.index(options.reduction), float(options.fastemit_lambda)),
         )
         kernel((1, 1, 1), CONCLUDING_THREADS)
-        return results[0], results[2:], results[1]
+        return results[0].clone(), results[2:], results[1]  # a loss may be changed in place, a view of it not
 
     def lattice(self, first: int, last: int, backward: bool) -> None:
         widest = max(self.sizes.labels[first:last]) + 1

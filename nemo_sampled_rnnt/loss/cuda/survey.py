@@ -90,8 +90,10 @@ def survey_kernel(
             if key < -1 or key >= vocabulary:
                 cuda.atomic.min(report, 4 * batch + groups + group, n)
                 key = int64(-1)
-            if corrected and key >= 0 and not log_prob[group * drawn + n] <= 1e-4:
-                report[4 * batch + 3 * groups + group] = 1
+            if corrected and key >= 0:
+                given = log_prob[group * drawn + n]
+                if not (given <= 1e-4 and given > -math.inf):
+                    report[4 * batch + 3 * groups + group] = 1
         if sampled and key >= 0:
             slot = (key * 40503) & (capacity - 1)
             while True:
