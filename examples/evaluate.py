@@ -11,13 +11,16 @@ samples in which it makes fewer errors than the first. `--out` keeps what was re
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import click
 import pandas
+import soundfile
 import torch
 from errors import Errors
 from nemo.collections.asr.models import ASRModel
+from nemo.collections.common.parts.preprocessing.manifest import get_full_path
 from omegaconf import open_dict
 
 import nemo_sampled_rnnt.models  # noqa: F401 - NeMo may then open our models
@@ -26,21 +29,30 @@ UNITS = {"wer": str.split, "cer": lambda text: "".join(text.split())}  # what is
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-def read_manifest(manifest: Path) -> list[str]:
-    """The reference of each utterance."""
-    references = []
+def read_manifest(manifest: Path) -> list[dict]:
+    """Its entries, with paths that hold from any folder, and durations."""
+    entries = []
     with manifest.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    references.append(json.loads(line)["text"])
-                except (json.JSONDecodeError, KeyError, TypeError) as error:
-                    raise click.ClickException(
-                        f'{manifest}, line {number}: expected a JSON object with "text", found {line.strip()[:80]!r}'
-                    ) from error
-    if not any(text.strip() for text in references):
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+                found = isinstance(entry["text"], str) and isinstance(entry["audio_filepath"], str)
+            except (json.JSONDecodeError, KeyError, TypeError):
+                found = False
+            if not found:
+                raise click.ClickException(
+                    f'{manifest}, line {number}: expected a JSON object with "text" and "audio_filepath", found '
+                    f"{line.strip()[:80]!r}"
+                )
+            path = get_full_path(entry["audio_filepath"], str(manifest))  # as NeMo's datasets find it
+            if entry.get("duration") is None:
+                entry["duration"] = soundfile.info(path).duration - (entry.get("offset") or 0)
+            entries.append(entry | {"audio_filepath": path})
+    if not any(entry["text"].strip() for entry in entries):
         raise click.ClickException(f"expected utterances with text in {manifest}, found none")
-    return references
+    return entries
 
 
 def restore(path: Path, strategy: str | None, beam_size: int) -> ASRModel:
@@ -57,9 +69,12 @@ def restore(path: Path, strategy: str | None, beam_size: int) -> ASRModel:
     return model.eval()
 
 
-def transcribe(model: ASRModel, manifest: Path, batch_size: int) -> list[str]:
+def transcribe(model: ASRModel, entries: list[dict], batch_size: int) -> list[str]:
     """What the model recognises in each utterance."""
-    found = model.transcribe(str(manifest), batch_size=batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = Path(folder) / "manifest.json"  # NeMo knows one by its name
+        manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+        found = model.transcribe(str(manifest), batch_size=batch_size)
     found = found[0] if isinstance(found, tuple) else found
     best = [hypothesis[0] if isinstance(hypothesis, list) else hypothesis for hypothesis in found]
     return [hypothesis if isinstance(hypothesis, str) else hypothesis.text for hypothesis in best]
@@ -88,7 +103,8 @@ def row(name: str, metric: str, errors: Errors, first: Errors) -> dict[str, str]
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for what was recognised.")
 def main(models, manifests, metric, strategy, beam_size, batch_size, out):
     """Score MODELS, .nemo files, on manifests."""
-    references = {manifest: read_manifest(manifest) for manifest in manifests}
+    entries = {manifest: read_manifest(manifest) for manifest in manifests}
+    references = {manifest: [entry["text"] for entry in entries[manifest]] for manifest in manifests}
     split = UNITS[metric]
     if len({manifest.stem for manifest in manifests}) < len(manifests):
         raise click.ClickException(f"expected manifests of different names, found {', '.join(map(str, manifests))}")
@@ -96,7 +112,7 @@ def main(models, manifests, metric, strategy, beam_size, batch_size, out):
     for number, path in enumerate(models, 1):
         model = restore(path, strategy, beam_size)
         for manifest in manifests:
-            hypotheses = transcribe(model, manifest, batch_size)
+            hypotheses = transcribe(model, entries[manifest], batch_size)
             results[manifest].append(Errors(list(map(split, references[manifest])), list(map(split, hypotheses))))
             if out is not None:
                 out.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 from click.testing import CliRunner
-from evaluate import UNITS, Errors, main, restore, transcribe
+from evaluate import UNITS, Errors, main, read_manifest, restore, transcribe
 from tiny import CHARACTERS, characters, make_config, make_speech, make_tokenizer, talkative
 
 from nemo_sampled_rnnt.models import EncDecSampledRNNTModel
@@ -65,7 +65,7 @@ def test_offset_and_duration(models, speech, tmp_path):
     model, heard = restore(models[0], None, 4), []
     model.preprocessor.register_forward_pre_hook(lambda _, __, given: heard.append(given), with_kwargs=True)
     for manifest in (part, whole):
-        assert transcribe(model, manifest, 2)[0]
+        assert transcribe(model, read_manifest(manifest), 2)[0]
     assert heard[0]["length"].tolist() == heard[1]["length"].tolist()
     torch.testing.assert_close(heard[0]["input_signal"], heard[1]["input_signal"])
 
@@ -89,15 +89,33 @@ def test_side_by_side(models, speech, tmp_path):
             assert f" {count} " in result.output, kind
 
 
+def test_paths_beside_the_manifest(models, speech, tmp_path):
+    """As NeMo's datasets find them; a duration that is not given is the file's; any name will do."""
+    manifest, lines = tmp_path / "dev.manifest", []
+    for line in speech.read_text().splitlines():
+        entry = json.loads(line)
+        name = entry["audio_filepath"].rsplit("/", 1)[1]
+        (tmp_path / name).write_bytes(open(entry["audio_filepath"], "rb").read())
+        lines.append(json.dumps({"audio_filepath": name, "text": entry["text"]}))
+    manifest.write_text("\n".join(lines) + "\n")
+    model = restore(models[0], None, 4)
+    assert transcribe(model, read_manifest(manifest), 2) == transcribe(model, read_manifest(speech), 2)
+
+
 def test_decoder(models, speech):
     greedy, beam = restore(models[0], None, 4), restore(models[0], "maes", 3)
     assert beam.cfg.decoding.strategy == "maes" and beam.cfg.decoding.beam.beam_size == 3
-    assert len(transcribe(beam, speech, 5)) == len(transcribe(greedy, speech, 5)) == 5
+    entries = read_manifest(speech)
+    assert len(transcribe(beam, entries, 5)) == len(transcribe(greedy, entries, 5)) == 5
 
 
 @pytest.mark.parametrize(
-    "content, message", [("", "found none"), ("not json\n", "line 1"), ('{"words": 1}\n', "line 1")]
-)
+    "content, message",
+    [
+        ("", "found none"), ("not json\n", "line 1"), ('{"words": 1}\n', "line 1"),
+        ('{"audio_filepath": "a.wav", "text": null}\n', "line 1"), ('{"text": "a"}\n', "line 1"),
+    ],
+)  # fmt: skip
 def test_bad_manifest(content, message, models, tmp_path):
     (tmp_path / "bad.json").write_text(content)
     result = CliRunner().invoke(main, [str(models[0]), "--manifest", str(tmp_path / "bad.json")])
