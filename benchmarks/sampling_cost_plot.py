@@ -13,9 +13,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402 - the backend comes first
+from workloads import WORKLOADS  # noqa: E402
 
 SAMPLERS = {"uniform": "tab:gray", "unigram": "tab:orange", "ctc": "tab:blue"}
-VOCABULARIES = {"v1k_b64": 1024, "v16k_b16": 16384, "v131k_b16": 131072, "v1m_b16": 1048576}
 HEADS = {"products": "its three\nproducts", "ours": "ours", "nemo": "NeMo's head,\ntorch's loss"}
 
 
@@ -27,7 +27,7 @@ def drawing(axes, rows: list[dict]) -> None:
             for row in rows:
                 workload, source, scope, _ = row["setting"].split()
                 if (source, scope, row["implementation"]) == (sampler, "utterance", implementation):
-                    points.append((VOCABULARIES[workload], float(row["median_ms"])))
+                    points.append((WORKLOADS[workload].vocabulary, float(row["median_ms"])))
             axes.plot(*zip(*sorted(points), strict=True), style, color=colour, label=f"{sampler}, {implementation}")
     axes.set(xscale="log", yscale="log", xlabel="vocabulary", ylabel="ms", title="drawing the negatives of a batch")
     axes.set_ylim(bottom=0.02)  # room for the legend

@@ -157,7 +157,7 @@ class NegativeSampler:
         together, limit = self.config.scope == "batch", self.config.max_logits
         width = budget.widest(limit, batch * frames.longest * (columns + 1), self.vocab_size)
         # wrong lengths are the loss's to name: here they would stop the GPU
-        lengths, label_lengths = frames.lengths.long().clamp(1, frames.longest), target_lengths.long().clamp(0, columns)
+        lengths, label_lengths = frames.lengths.long().clamp(1, frames.longest), target_lengths.clamp(0, columns)
         cells, merit = lengths * (label_lengths + 1), budget.merit(lengths, label_lengths)
         if together:
             cells, merit = cells.sum(dim=0, keepdim=True), merit[:1]
@@ -196,7 +196,7 @@ class NegativeSampler:
         """
         valid = torch.arange(targets.shape[1], device=targets.device) < target_lengths.unsqueeze(1)
         valid &= (targets >= 0) & (targets < self.vocab_size)
-        columns = torch.where(valid, targets, self.vocab_size).long()
+        columns = torch.where(valid, targets, self.vocab_size)
         if together:
             columns = columns.reshape(1, -1)
         labels = torch.zeros((len(columns), self.vocab_size + 1), dtype=torch.bool, device=targets.device)

@@ -13,8 +13,8 @@ from nemo_sampled_rnnt.gpu.launch import SIMULATED, BoundKernel
 from nemo_sampled_rnnt.gpu.octets import OCTET
 from nemo_sampled_rnnt.loss.candidates import aligned
 from nemo_sampled_rnnt.loss.cuda.cells import wide_rows
-from nemo_sampled_rnnt.loss.cuda.conclude import CONCLUDING_THREADS, conclude_kernel
-from nemo_sampled_rnnt.loss.problem import REDUCTIONS, accumulation_dtype
+from nemo_sampled_rnnt.loss.cuda.conclude import conclude
+from nemo_sampled_rnnt.loss.problem import accumulation_dtype
 from nemo_sampled_rnnt.loss.reduction import utterance_weight
 from nemo_sampled_rnnt.loss.tiles import Tile, Visit
 
@@ -127,16 +127,7 @@ class CudaFrames:
         """What a visit kept, the next one overwrites."""
 
     def conclude(self):
-        count = len(self.costs)
-        results = torch.empty(count + 2, dtype=self._real, device=self.costs.device)
-        kernel = BoundKernel(
-            conclude_kernel(self._real),
-            [self.costs, self.batch.target_lengths.contiguous(), results],
-            0,
-            (count, REDUCTIONS.index(self.batch.options.reduction), 0.0),
-        )
-        kernel((1, 1, 1), CONCLUDING_THREADS)
-        return results[0].clone(), results[2:], results[1]  # a loss may be changed in place, a view of it not
+        return conclude(self.costs, self.batch.target_lengths, self.batch.options.reduction, 0.0, self._real)
 
     def unpacking(self):
         return Unpacking(self.batch.table, self._packing.unpack, self._unit_threads)

@@ -6,7 +6,7 @@ import torch
 
 from nemo_sampled_rnnt.gpu.launch import SIMULATED, BoundKernel
 from nemo_sampled_rnnt.gpu.octets import OCTET
-from nemo_sampled_rnnt.loss.cuda.conclude import CONCLUDING_THREADS, conclude_kernel
+from nemo_sampled_rnnt.loss.cuda.conclude import conclude
 from nemo_sampled_rnnt.loss.cuda.kernels import (
     GROUP,
     LABELS,
@@ -18,7 +18,7 @@ from nemo_sampled_rnnt.loss.cuda.kernels import (
     compiled,
 )
 from nemo_sampled_rnnt.loss.dropout import threshold
-from nemo_sampled_rnnt.loss.problem import REDUCTIONS, Options, Problem, accumulation_dtype
+from nemo_sampled_rnnt.loss.problem import Options, Problem, accumulation_dtype
 from nemo_sampled_rnnt.loss.tiles import Tile
 
 WIDE = 256 if SIMULATED else 8192  # candidates from which on a block works on a group of cells, and not a warp
@@ -109,17 +109,7 @@ class CudaCells:
         self._scores(self._grid_of_cells(tile), self._scoring_threads, *_cells_of(tile))
 
     def conclude(self, target_lengths: torch.Tensor, options: Options):
-        """As :func:`nemo_sampled_rnnt.loss.reduction.conclude`, in one launch instead of fifteen."""
-        batch = len(self.costs)
-        results = torch.empty(batch + 2, dtype=self._real, device=self.costs.device)
-        kernel = BoundKernel(
-            conclude_kernel(self._real),
-            [self.costs, target_lengths.contiguous(), results],
-            0,
-            (batch, REDUCTIONS.index(options.reduction), float(options.fastemit_lambda)),
-        )
-        kernel((1, 1, 1), CONCLUDING_THREADS)
-        return results[0].clone(), results[2:], results[1]  # a loss may be changed in place, a view of it not
+        return conclude(self.costs, target_lengths, options.reduction, options.fastemit_lambda, self._real)
 
     def lattice(self, first: int, last: int, backward: bool) -> None:
         widest = max(self.sizes.labels[first:last]) + 1
