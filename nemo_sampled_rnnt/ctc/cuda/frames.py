@@ -8,7 +8,7 @@ from nemo_sampled_rnnt.ctc.batch import Batch
 from nemo_sampled_rnnt.ctc.cuda.blocks import THREADS, WARP, WARPS, compiled
 from nemo_sampled_rnnt.ctc.cuda.lattice import LATTICE_THREADS, lattice_kernels
 from nemo_sampled_rnnt.ctc.cuda.packing import packing_kernels
-from nemo_sampled_rnnt.ctc.cuda.softmax import GROUP, STRIP, WIDE_THREADS, softmax_kernels
+from nemo_sampled_rnnt.ctc.cuda.softmax import GROUP, WIDE_THREADS, softmax_kernels, strip_of
 from nemo_sampled_rnnt.gpu.launch import SIMULATED, BoundKernel
 from nemo_sampled_rnnt.gpu.octets import OCTET
 from nemo_sampled_rnnt.loss.candidates import aligned
@@ -18,7 +18,7 @@ from nemo_sampled_rnnt.loss.problem import accumulation_dtype
 from nemo_sampled_rnnt.loss.reduction import utterance_weight
 from nemo_sampled_rnnt.loss.tiles import Tile, Visit
 
-WIDE = 256 if SIMULATED else 8192  # columns from which on a block scores a group of frames, and not a warp
+WIDE = 256 if SIMULATED else 8192  # columns of a vocabulary that is large to the kernels
 WHERE = 5  # arguments that say which tile: first utterance, first frame, last frame, first cell, visit's first cell
 
 
@@ -42,7 +42,7 @@ class CudaFrames:
         self._packing = packing = compiled(packing_kernels, kind, native)
         self._scoring_threads = WIDE_THREADS if wide else THREADS
         self._groups_of_a_block = 1 if wide else WARPS
-        self._strips = -(-stride // STRIP)
+        self._strips = -(-stride // strip_of(wide))
 
         units = aligned(width)
         self._unit_threads = min(THREADS, -(-units // OCTET // WARP) * WARP)

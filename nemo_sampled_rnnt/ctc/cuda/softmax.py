@@ -18,7 +18,12 @@ WIDE_THREADS = THREADS if SIMULATED else 512  # that score a group of frames of 
 GROUP = 4  # frames that share the loads of their offsets, and are on their way together
 GROUP_OF_OCTETS = GROUP * OCTET
 BLOCK_OF_OCTETS = THREADS * OCTET
-STRIP = WARP * OCTET  # columns of a block that makes gradients
+ABREAST = min(4, WARPS)  # warps of a block that share rows of a large vocabulary: it makes gradients of 2 kB of a row
+
+
+def strip_of(wide: bool) -> int:
+    """Columns of a block that makes gradients."""
+    return (ABREAST if wide else 1) * WARP * OCTET
 
 
 def softmax_kernels(kind: str, wide: bool, largest: bool, native: bool = True) -> SimpleNamespace:
@@ -26,7 +31,8 @@ def softmax_kernels(kind: str, wide: bool, largest: bool, native: bool = True) -
 
     Args:
         kind: "float64", "float32", "float16" or "bfloat16", of hidden and logits.
-        wide: a whole block works on a group of frames, not a warp.
+        wide: the vocabulary is large: a whole block scores a group of frames, not a warp, and its gradients are made in
+            wider strips.
         largest: the mass of a label is its largest posterior, not a sum.
         native: see :func:`octets`.
 
@@ -42,6 +48,8 @@ def softmax_kernels(kind: str, wide: bool, largest: bool, native: bool = True) -
     load_sums, store_sums = sums.load8, sums.store8
     number, stored = numbers(kind).number, numbers(kind).stored
     scoring_team = WIDE_THREADS if wide else WARP
+    strip_columns, abreast = strip_of(wide), ABREAST if wide else 1
+    deep = WARPS // abreast  # warps that work on other frames of the same columns
 
     of = exponentials(kind)
     exp, exp_less, scaled, maximum = of.exp, of.exp_less, of.scaled, of.maximum
@@ -153,7 +161,7 @@ def softmax_kernels(kind: str, wide: bool, largest: bool, native: bool = True) -
         first_utterance, first_frame, last_frame, first_cell, visit_cell, stride, positions, blank,
         overwrites, has_masses, has_totals,
     ):  # fmt: skip
-        """Block: a strip of columns (x) of an utterance (y). Thread: an octet of columns. Warp: every so many groups of
+        """Block: a strip of columns (x) of an utterance (y). Thread: an octet of columns, of every so many groups of
         frames.
 
         Overwrites the logits by their gradient, and adds over the frames: posteriors to masses (B, stride), gradients
@@ -161,10 +169,12 @@ def softmax_kernels(kind: str, wide: bool, largest: bool, native: bool = True) -
         which follow each other on one stream.
         """
         partial = cuda.shared.array(BLOCK_OF_OCTETS, real)
-        b = first_utterance + cuda.blockIdx.y
-        lane, warp = int64(cuda.threadIdx.x % WARP), int64(cuda.threadIdx.x // WARP)
-        strip = STRIP * int64(cuda.blockIdx.x)
-        first, after = strip + OCTET * lane, min(strip + STRIP, stride)
+        # The utterances scored last are the ones that a cache may still hold.
+        b = first_utterance + cuda.gridDim.y - 1 - cuda.blockIdx.y
+        thread = int64(cuda.threadIdx.x)
+        octet, layer = thread % (abreast * WARP), thread // (abreast * WARP)
+        strip = strip_columns * int64(cuda.blockIdx.x)
+        first, after = strip + OCTET * octet, min(strip + strip_columns, stride)
         inside = first < stride
         frames, labels, cell = table[4 * b], table[4 * b + 1], table[4 * b + 2]
         end = min(frames, last_frame)
@@ -190,7 +200,7 @@ def softmax_kernels(kind: str, wide: bool, largest: bool, native: bool = True) -
             mass[i], total[i] = real(0), real(0)
         if inside:
             load_sums(offsets, first, offset, 0)
-            for t in range(first_frame + GROUP * warp, end, GROUP * WARPS):
+            for t in range(first_frame + GROUP * layer, end, GROUP * deep):
                 last = min(int64(GROUP - 1), end - 1 - t)  # of the group that is there
                 for place in range(GROUP):  # one that is not there repeats the last
                     load8(logits, (row + t + min(int64(place), last)) * stride + first, z, OCTET * place)
@@ -226,25 +236,25 @@ def softmax_kernels(kind: str, wide: bool, largest: bool, native: bool = True) -
 
         if has_masses:
             for i in range(OCTET):
-                partial[i * THREADS + cuda.threadIdx.x] = mass[i]
+                partial[i * THREADS + thread] = mass[i]
             cuda.syncthreads()
-            if warp == 0 and inside:
+            if layer == 0 and inside:
                 load_sums(masses, b * stride + first, mass, 0)
                 share = real(1) if largest else real(1) / real(frames)
-                for other in range(WARPS):
+                for other in range(deep):
                     for i in range(OCTET):
-                        mass[i] = joined(mass[i], share, partial[i * THREADS + other * WARP + lane])
+                        mass[i] = joined(mass[i], share, partial[i * THREADS + other * abreast * WARP + octet])
                 store_sums(masses, b * stride + first, mass, 0)
             cuda.syncthreads()
         if has_totals:
             for i in range(OCTET):
-                partial[i * THREADS + cuda.threadIdx.x] = total[i]
+                partial[i * THREADS + thread] = total[i]
             cuda.syncthreads()
-            if warp == 0 and inside:
+            if layer == 0 and inside:
                 load_sums(totals, b * stride + first, total, 0)
-                for other in range(WARPS):
+                for other in range(deep):
                     for i in range(OCTET):
-                        total[i] += partial[i * THREADS + other * WARP + lane]
+                        total[i] += partial[i * THREADS + other * abreast * WARP + octet]
                 store_sums(totals, b * stride + first, total, 0)
 
     return SimpleNamespace(scores=scores, best=best, gradient=gradient)
