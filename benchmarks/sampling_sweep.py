@@ -2,11 +2,11 @@
 
     python benchmarks/sampling_sweep.py --nemo demo_out/demo.nemo --manifest demo_out/data/test.json \
         --train-manifest demo_out/data/train.json
-    python benchmarks/sampling_sweep.py --corpus /tmp/mandarin --steps 1500
+    python benchmarks/sampling_sweep.py --corpus /tmp/mandarin --run ctc_10:0 --steps 6000
 
-measures a model that is given, or trains one first by the recipe of benchmarks/accuracy on a corpus that its main.py
-has made. All settings see the same utterances, which are one batch; a line of the CSV is a mean over them and over
-draws. docs/sampling.md says what the columns mean, and sampling_plot.py draws them.
+measures a model that is given, or one of a run of benchmarks/accuracy on a corpus that its main.py has made: what is
+not trained yet is trained first. All settings see the same utterances, which are one batch; a line of the CSV is a
+mean over them and over draws. docs/sampling.md says what the columns mean, and sampling_plot.py draws them.
 """
 
 from __future__ import annotations
@@ -142,28 +142,29 @@ def of_file(nemo: Path, manifest: Path, train_manifest: Path | None, utterances:
     return nemo.stem, encode(model, [x.to(device) for x in batch]), counts
 
 
-def of_corpus(folder: Path, steps: int, overrides, utterances: int, device: str):
-    """The same of a corpus, after training the recipe with a tenth of the vocabulary as negatives."""
+def of_corpus(folder: Path, run: str, steps: int, checkpoints: Path, overrides, utterances: int, device: str):
+    """The same of a corpus and a run on it, after training what is left of that."""
     sys.path[:0] = [str(HERE / "accuracy"), str(HERE.parent / "examples" / "demo")]
     from corpus import COUNTS
     from model import build, load_recipe
     from settings import SETTINGS, Run
     from training import Corpus, train
 
-    recipe = load_recipe(folder.name, (*overrides, f"steps={steps}", f"evaluate_every={steps}"))
+    recipe = load_recipe(folder.name, (*overrides, f"steps={steps}"))
     corpus = Corpus(folder, device, recipe.model.preprocessor.features)
-    with tempfile.TemporaryDirectory() as checkpoints:
-        run = Run("ctc_10", 0)
-        train(run, recipe, corpus, Path(checkpoints), time.monotonic() + 3600, lambda evaluations: [
-            click.echo("  ".join(evaluation.row().values())) for evaluation in evaluations
-        ])  # fmt: skip
-        saved = torch.load(Path(checkpoints) / "ctc_10_0.ckpt", map_location="cpu", weights_only=False)
+    name, run = run, Run.parse(run)
+    checkpoints = checkpoints / folder.name
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    train(run, recipe, corpus, checkpoints, time.monotonic() + 3600, lambda evaluations: [
+        click.echo("  ".join(evaluation.row().values())) for evaluation in evaluations
+    ])  # fmt: skip
+    saved = torch.load(checkpoints / f"{run.setting}_{run.seed}.ckpt", map_location="cpu", weights_only=False)
     model = build(recipe, SETTINGS[run.setting], folder, run.seed).to(device).eval()
     model.load_state_dict(saved["state_dict"])
     order = np.argsort(corpus.held_out.lengths, kind="stable")
     batch = corpus.held_out.batch(order[spread(len(order), utterances)])
     counts = torch.tensor([int(line) for line in (folder / COUNTS).read_text().split()])
-    return f"{folder.name}, {steps} steps", encode(model, list(batch)), counts
+    return f"{folder.name}, {name}, {steps} steps", encode(model, list(batch)), counts
 
 
 def spread(total: int, count: int) -> np.ndarray:
@@ -183,22 +184,32 @@ def write(rows: list[dict], path: Path) -> None:
 @click.option("--nemo", type=FILE, help="A trained model of ours or a stock hybrid; with --manifest.")
 @click.option("--manifest", type=FILE, help="Held-out utterances.")
 @click.option("--train-manifest", type=FILE, help="Texts that the sampler unigram counts; else it is left out.")
-@click.option("--corpus", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Train on this first.")
-@click.option("--steps", default=1500, show_default=True, help="Of that training.")
+@click.option("--corpus", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Of --run.")
+@click.option("--run", default="ctc_10:0", show_default=True, help="SETTING:SEED of benchmarks/accuracy.")
+@click.option("--steps", default=1500, show_default=True, help="Of that run.")
+@click.option(
+    "--checkpoints",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="/tmp/checkpoints",
+    show_default=True,
+    help="Of its training.",
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Of the recipe.")
 @click.option("--utterances", default=16, show_default=True, help="In the batch that is measured.")
 @click.option("--draws", default=3, show_default=True, help="Of negatives, for each setting.")
 @click.option("--sizes", default=",".join(map(str, SIZES)), show_default=True, help="Shares of the vocabulary.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=RESULTS, show_default=True)
-def main(nemo, manifest, train_manifest, corpus, steps, overrides, utterances, draws, sizes, device, out):
+def main(
+    nemo, manifest, train_manifest, corpus, run, steps, checkpoints, overrides, utterances, draws, sizes, device, out
+):
     if (nemo is None) == (corpus is None) or (nemo is not None and manifest is None):
         raise click.UsageError("give --nemo with --manifest, or --corpus")
     started = time.perf_counter()
     if nemo is not None:
         name, batch, counts = of_file(nemo, manifest, train_manifest, utterances, device)
     else:
-        name, batch, counts = of_corpus(corpus, steps, overrides, utterances, device)
+        name, batch, counts = of_corpus(corpus, run, steps, checkpoints, overrides, utterances, device)
     click.echo(
         f"{name}: V = {batch.vocabulary}, {len(batch.targets[0])} utterances, {time.perf_counter() - started:.0f} s"
     )

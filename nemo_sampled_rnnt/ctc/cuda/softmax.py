@@ -18,7 +18,7 @@ WIDE_THREADS = THREADS if SIMULATED else 512  # that score a group of frames of 
 GROUP = 4  # frames that share the loads of their offsets, and are on their way together
 GROUP_OF_OCTETS = GROUP * OCTET
 BLOCK_OF_OCTETS = THREADS * OCTET
-ABREAST = min(4, WARPS)  # warps of a block that share rows of a large vocabulary: it makes gradients of 2 kB of a row
+ABREAST = min(2, WARPS)  # warps of a block that share rows of a large vocabulary: it makes gradients of 1 kB of a row
 
 
 def strip_of(wide: bool) -> int:
