@@ -16,6 +16,7 @@ import torch
 
 from nemo_sampled_rnnt.loss import tdt_reference
 from nemo_sampled_rnnt.loss.dropout import keep_mask
+from nemo_sampled_rnnt.loss.once import once_differentiable
 from nemo_sampled_rnnt.loss.problem import Problem, accumulation_dtype
 from nemo_sampled_rnnt.loss.reduction import reduce
 
@@ -149,6 +150,7 @@ class _ClampedGradient(torch.autograd.Function):
         return cost.detach()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, cost_gradient):
         gradient, other = ctx.saved_tensors
         return cost_gradient * gradient, None if other is None else cost_gradient * other, None, None

@@ -24,9 +24,9 @@ from functools import cache, cached_property
 from typing import Protocol
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from nemo_sampled_rnnt.loss.candidates import ALIGNMENT, aligned
+from nemo_sampled_rnnt.loss.once import once_differentiable
 from nemo_sampled_rnnt.loss.own_rows import OwnRows, set_bytes
 from nemo_sampled_rnnt.loss.problem import Options, Problem, accumulation_dtype
 from nemo_sampled_rnnt.loss.reduction import utterance_weight

@@ -166,3 +166,22 @@ def test_backward_again(impl, reduction):
         assert_near(name, getattr(leaves, name).grad, 2 * once[name], 1e-12)
     with pytest.raises(RuntimeError, match="retain_graph"):
         loss.backward()
+
+
+@pytest.mark.parametrize("reduction", [None, "sum"])
+@pytest.mark.parametrize("clamp", [-1.0, 0.05])
+def test_second_derivatives(impl, clamp, reduction):
+    """They are right or refused: a penalty on the gradient may not vanish in silence."""
+    problem = small(9)
+    if impl == "reference" and clamp <= 0:
+
+        def loss(weight):
+            moved = replace(problem, weight=weight)
+            return moved.call(sampled_rnnt_loss, impl=impl, activation="tanh", reduction=reduction)
+
+        assert torch.autograd.gradgradcheck(loss, [problem.leaves().weight], atol=1e-6)
+        return
+    leaves = problem.leaves()
+    total = leaves.call(sampled_rnnt_loss, impl=impl, clamp=clamp, reduction=reduction).sum()
+    with pytest.raises(RuntimeError, match="create_graph"):
+        torch.autograd.grad(total, leaves.weight, create_graph=True)
