@@ -145,6 +145,8 @@ class _ClampedGradient(torch.autograd.Function):
         with torch.enable_grad():
             leaves = [x.detach().requires_grad_() for x in (scores, duration_scores)]
             cost = loss_of(*leaves)
+            if not cost.isfinite():  # left out; without a path the cost has no graph
+                return cost.detach()
             gradient, other = torch.autograd.grad(cost, leaves, allow_unused=True)
         ctx.save_for_backward(gradient.clamp_(-clamp, clamp), other)
         return cost.detach()
