@@ -140,6 +140,26 @@ def test_inputs_are_left_as_they_were(impl):
         assert torch.equal(getattr(problem, name).nan_to_num(77), tensor.nan_to_num(77)), name
 
 
+@pytest.mark.parametrize("scope", SCOPES)
+def test_targets_of_the_next_batch(impl, scope):
+    """A vector's gradients are computed in backward: what then stands in the caller's buffers is no matter.
+
+    The reference leaves it to autograd, which refuses.
+    """
+    problem = small(6, scope=scope)
+    want = gradients_of(problem, sampled_rnnt_loss, impl=impl, reduction=None)
+    leaves = replace(problem.leaves(), targets=problem.targets.clone(), target_lengths=problem.target_lengths.clone())
+    loss = leaves.call(sampled_rnnt_loss, impl=impl, reduction=None)
+    leaves.targets.zero_()
+    leaves.target_lengths.zero_()
+    try:
+        loss.sum().backward()
+    except RuntimeError as error:
+        assert impl == "reference" and "inplace" in str(error)
+        return
+    assert_same((loss, {name: getattr(leaves, name).grad for name in LEAVES}), want, 1e-12)
+
+
 def test_gradients_add_up(impl):
     """Two calls on the same leaves: the second's gradients are added to the first's."""
     problem = small(7)
