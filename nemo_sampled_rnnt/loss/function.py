@@ -88,9 +88,9 @@ def sampled_rnnt_loss(
 
     Raises:
         ValueError: an argument is out of range; names the argument, the utterance and the value.
-        FloatingPointError: no utterance has a finite loss (on CUDA raised by the next call). A single utterance
-            without a finite loss is left out of loss, gradient and mean, and logged. So is one that durations cannot
-            take to its last frame.
+        FloatingPointError: no utterance has a finite loss (on CUDA raised by the next call on that GPU). A single
+            utterance without a finite loss is left out of loss, gradient and mean, and logged. So is one that durations
+            cannot take to its last frame.
         ImportError, RuntimeError: ``impl="cuda"`` and numba-cuda or a GPU is missing.
 
     Exact without negatives or with all labels as negatives; otherwise an approximation of the full softmax.
