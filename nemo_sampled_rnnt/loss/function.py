@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -103,7 +103,7 @@ def sampled_rnnt_loss(
         encoder, predictor, weight, bias, targets, encoder_lengths, target_lengths, negatives, negative_log_prob,
         Options(
             activation, dropout, fastemit_lambda, clamp, reduction, workspace_mib, impl,
-            None if durations is None else tuple(durations), sigma, omega,
+            tuple(durations) if isinstance(durations, Iterable) else durations, sigma, omega,
         ),
     )  # fmt: skip
     _watch.submit(costs)
