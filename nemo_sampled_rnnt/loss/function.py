@@ -92,6 +92,7 @@ def sampled_rnnt_loss(
             utterance without a finite loss is left out of loss, gradient and mean, and logged. So is one that durations
             cannot take to its last frame.
         ImportError, RuntimeError: ``impl="cuda"`` and numba-cuda or a GPU is missing.
+        RuntimeError: backward was called with ``create_graph=True``: there are no second derivatives.
 
     Exact without negatives or with all labels as negatives; otherwise an approximation of the full softmax.
 
