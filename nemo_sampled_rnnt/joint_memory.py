@@ -17,7 +17,8 @@ from nemo_sampled_rnnt.loss.tiled import Workspace
 from nemo_sampled_rnnt.loss.tiles import plan_tiles
 
 FLOAT = 4  # bytes of what is summed up
-LATTICE = FLOAT + 4 * 8  # bytes a place: log-sum-exp, two log-probs, alpha, beta
+WORD = 8  # bytes of a number of the lattice
+LATTICE = FLOAT + 4 * WORD  # bytes a place: log-sum-exp, two log-probs, alpha, beta
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def joint_memory(
     scope: str = "utterance",
     workspace_mib: int = 256,
     itemsize: int = 2,
+    durations: int = 0,
 ) -> JointMemory:
     """Peak memory of one training step of :class:`SampledRNNTJoint` on a GPU.
 
@@ -60,19 +62,21 @@ def joint_memory(
         n_samples: negatives; None is the exact loss.
         scope, workspace_mib: as in ``sampled_softmax``.
         itemsize: bytes of the compute dtype; the weight is float32.
+        durations: D of a TDT model, whose columns every cell has, and weights in the lattice.
 
     Approximate: kernels and small tables are left out; a batch with other padding differs.
     """
     batch, frames, labels = lattice.utterances, max(lattice.frames), max(lattice.labels)
     own = n_samples is not None and scope == "utterance"
+    outputs = vocabulary + 1 + durations
     if n_samples is None:
-        columns = vocabulary + 1
+        columns = outputs
     else:
-        columns = aligned(1 + labels * (1 if own else batch) + n_samples)
+        columns = aligned(1 + labels * (1 if own else batch) + n_samples + durations)
     sum_bytes = (aligned(hidden) + ALIGNMENT) * FLOAT  # of a row of the weight's gradient, and of the bias'
     if own:
         utterance_bytes = set_bytes(columns, hidden, itemsize)
-        rows = (min(vocabulary + 1, batch * columns) + columns) * sum_bytes
+        rows = (min(outputs, batch * columns) + columns) * sum_bytes
     else:
         utterance_bytes = 0
         rows = columns * (sum_bytes + (hidden * itemsize if itemsize < FLOAT or n_samples is not None else 0))
@@ -83,7 +87,7 @@ def joint_memory(
     return JointMemory(
         tiles=max(tile.cells for tile in tiles) * cell_bytes + max(tile.utterances for tile in tiles) * utterance_bytes,
         rows=rows,
-        lattice=lattice.places * LATTICE,
+        lattice=lattice.places * (LATTICE + durations * WORD),
         projections=batch * frames * (hidden + encoder_width) * itemsize
         + batch * (frames + labels + 1) * hidden * FLOAT,
     )

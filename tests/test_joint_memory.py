@@ -21,14 +21,23 @@ def lattice(batch, frames, labels):
     return Lattice([frames] * batch, [labels] * batch)
 
 
-@pytest.mark.parametrize("implementation, scope", [("sampled", "batch"), ("sampled_utterance", "utterance")])
-def test_recorded_on_an_h200(implementation, scope, monkeypatch):
-    """V = 131,072, 256 MiB of tiles: what benchmarks/loss.py measured, within 10 %."""
+@pytest.mark.parametrize(
+    "results, workload, implementation, scope",
+    [
+        ("loss_h200", "v131k_b16", "sampled", "batch"),
+        ("loss_h200", "v131k_b16", "sampled_utterance", "utterance"),
+        ("tdt_h200", "v16k_b16_t200_tdt", "sampled", "batch"),
+        ("tdt_h200", "v16k_b16_t200_tdt", "exact", None),
+        ("tdt_h200", "v1k_b16_t200_tdt", "sampled_utterance", "utterance"),
+    ],
+)
+def test_recorded_on_an_h200(results, workload, implementation, scope, monkeypatch):
+    """256 MiB of tiles: what benchmarks/loss.py measured, within 10 %."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from workloads import WORKLOADS
 
-    workload = WORKLOADS["v131k_b16"]
-    with (BENCHMARKS / "results/loss_h200.csv").open() as lines:
+    workload = WORKLOADS[workload]
+    with (BENCHMARKS / f"results/{results}.csv").open() as lines:
         rows = [row for row in csv.DictReader(lines) if row["status"] == "ok"]
     (measured,) = (
         float(row["peak_mib"])
@@ -37,23 +46,25 @@ def test_recorded_on_an_h200(implementation, scope, monkeypatch):
     )
     frames, labels = (lengths.tolist() for lengths in workload.lengths())
     computed = joint_memory(
-        Lattice(frames, labels), workload.vocabulary, workload.hidden, workload.encoder_width, workload.negatives, scope
-    )
+        Lattice(frames, labels), workload.vocabulary, workload.hidden, workload.encoder_width,
+        workload.negatives if scope else None, scope or "utterance", durations=len(workload.durations),
+    )  # fmt: skip
     assert computed.total / 2**20 == pytest.approx(measured, rel=0.1)
     sys.modules.pop("workloads", None)
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("durations", [(), (0, 1, 2, 3, 4)], ids=["rnnt", "tdt"])
 @pytest.mark.parametrize("scope", ["utterance", "batch", None])
-def test_measured_now(scope):
+def test_measured_now(scope, durations):
     """The loss from its projections on, in bfloat16 with a float32 weight; the projections are counted apart."""
     batch, frames, labels, hidden, vocabulary, negatives = 23, 301, 37, 320, 4231, 411
     device, generator = "cuda", torch.Generator("cuda").manual_seed(0)
     random = {"device": device, "generator": generator}
     encoder = torch.randn(batch, frames, hidden, dtype=torch.bfloat16, **random).requires_grad_()
     predictor = torch.randn(batch, labels + 1, hidden, dtype=torch.bfloat16, **random).requires_grad_()
-    weight = torch.randn(vocabulary + 1, hidden, **random).requires_grad_()
-    bias = torch.zeros(vocabulary + 1, device=device, requires_grad=True)
+    weight = torch.randn(vocabulary + 1 + len(durations), hidden, **random).requires_grad_()
+    bias = torch.zeros(len(weight), device=device, requires_grad=True)
     targets = torch.randint(vocabulary, (batch, labels), **random)
     lengths = torch.full((batch,), frames, device=device), torch.full((batch,), labels, device=device)
     drawn = None
@@ -62,13 +73,17 @@ def test_measured_now(scope):
         drawn = drawn if scope == "utterance" else drawn[0]
 
     def forward():
-        return sampled_rnnt_loss(encoder, predictor, weight, bias, targets, *lengths, negatives=drawn, workspace_mib=64)
+        return sampled_rnnt_loss(
+            encoder, predictor, weight, bias, targets, *lengths, negatives=drawn, workspace_mib=64,
+            durations=durations or None,
+        )  # fmt: skip
 
     forward()
     with peak_memory(device) as peak:
         forward()
-    sampled = {"n_samples": negatives, "scope": scope} if scope else {}
-    computed = joint_memory(lattice(batch, frames, labels), vocabulary, hidden, 0, workspace_mib=64, **sampled)
+    options = {"workspace_mib": 64, "durations": len(durations)}
+    options |= {"n_samples": negatives, "scope": scope} if scope else {}
+    computed = joint_memory(lattice(batch, frames, labels), vocabulary, hidden, 0, **options)
     projected = batch * frames * hidden * 2
     assert computed.total - projected == pytest.approx(peak.bytes, rel=0.1)
 
@@ -80,6 +95,19 @@ def test_parts():
     parts = memory.tiles, memory.lattice, memory.projections, memory.rows, memory.total
     assert [round(part / mib) for part in parts] == [231, 55, 157, 12, 455]
     assert full_softmax_memory(lattice(85, 375, 44), 4231) / 2**30 == pytest.approx(45, abs=0.5)
+
+
+@pytest.mark.parametrize("scope", ["utterance", "batch", None])
+def test_durations(scope):
+    """Columns of every cell, and a word a place: beside the plain model with as many labels more."""
+    sampled = {"n_samples": 423, "scope": scope, "workspace_mib": 2**14} if scope else {"workspace_mib": 2**14}
+    batch = lattice(5, 375, 44)
+    plain = joint_memory(batch, 4231, 640, 512, **sampled)
+    more = joint_memory(batch, 4231 + 8, 640, 512, **sampled | ({"n_samples": 423 + 8} if scope else {}))
+    tdt = joint_memory(batch, 4231, 640, 512, **sampled, durations=8)
+    assert (tdt.tiles, tdt.rows, tdt.projections) == (more.tiles, more.rows, plain.projections)
+    assert tdt.tiles > plain.tiles and tdt.rows > plain.rows
+    assert tdt.lattice - plain.lattice == batch.places * 8 * 8
 
 
 def test_workspace_bounds_the_tiles():

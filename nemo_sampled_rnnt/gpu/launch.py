@@ -18,6 +18,7 @@ from numba import config, cuda, float32, float64, int16, int32, int64
 from numba.core.types import Array, CPointer
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
+MOST_BLOCKS = 2**31 - 1, 2**16 - 1, 2**16 - 1  # of a grid, on x, y and z
 
 
 def numba_cuda_is_installed() -> bool:
@@ -93,6 +94,9 @@ class BoundKernel:
             self._pointers[index] = tensor.data_ptr()
 
     def __call__(self, grid: tuple[int, int, int], threads: int, *scalars: int) -> None:
+        x, y, z = grid
+        if x >= 2**31 or y >= 2**16 or z >= 2**16:  # the simulator would take it
+            raise ValueError(f"CUDA takes a grid of {MOST_BLOCKS} blocks at most, got {grid}: make the batch smaller")
         if SIMULATED:
             self._kernel[grid, threads](*self._arrays, *scalars, *self._constants)
             return

@@ -29,11 +29,6 @@ from nemo_sampled_rnnt.gpu.launch import device
 LOG_2 = float64(math.log(2))
 
 
-def word_of_one(kind: str) -> int:
-    """e^0 as it lies in memory, for the host."""
-    return 0 if kind == "float64" else 0x3F800000  # a logarithm of 0; a mantissa of 1.0 with an exponent of 0
-
-
 @cache
 def numbers(kind: str) -> SimpleNamespace:
     """Device functions on numbers, a number being two values (mantissa, exponent).

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import replace
+from numbers import Real
 
 import torch
 
@@ -17,7 +19,9 @@ from nemo_sampled_rnnt.loss.dropout import draw_seed
 from nemo_sampled_rnnt.loss.lattice import Lattice
 from nemo_sampled_rnnt.loss.problem import ACTIVATIONS, IMPLEMENTATIONS, REDUCTIONS, Options, Problem
 
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+NUMBERS = ("dropout", "fastemit_lambda", "clamp", "workspace_mib", "sigma", "omega")
 
 
 def check_options(options: Options) -> None:
@@ -25,13 +29,17 @@ def check_options(options: Options) -> None:
     _one_of("activation", options.activation, ACTIVATIONS)
     _one_of("reduction", options.reduction, REDUCTIONS)
     _one_of("impl", options.impl, IMPLEMENTATIONS)
+    for name in NUMBERS:
+        value = getattr(options, name)
+        if not isinstance(value, Real):
+            raise ValueError(f"{name} must be a number, got {value!r}, a {type(value).__name__}")
     if not 0.0 <= options.dropout < 1.0:
         raise ValueError(f"dropout must lie in [0, 1), got {options.dropout}")
     if not (math.isfinite(options.fastemit_lambda) and options.fastemit_lambda >= 0.0):
         raise ValueError(f"fastemit_lambda must be a finite number >= 0, got {options.fastemit_lambda}")
     if math.isnan(options.clamp):
         raise ValueError("clamp must be a number (0 or less switches it off), got nan")
-    if options.workspace_mib < 1:
+    if not options.workspace_mib >= 1:
         raise ValueError(f"workspace_mib must be at least 1 MiB, got {options.workspace_mib}")
     if not math.isfinite(options.sigma):
         raise ValueError(f"sigma must be a finite number, got {options.sigma}")
@@ -48,6 +56,8 @@ def check_options(options: Options) -> None:
 def check_durations(durations: tuple[int, ...]) -> None:
     """Raise ValueError for what cannot be the durations of a TDT model."""
     hint = "pass them as the model was built, for instance (0, 1, 2, 3, 4)"
+    if not isinstance(durations, Iterable):
+        raise ValueError(f"durations must be whole numbers of frames, got {durations!r}: {hint}")
     for duration in durations:
         if isinstance(duration, bool) or not isinstance(duration, int) or duration < 0:
             raise ValueError(f"durations must be whole numbers of frames >= 0, got {duration!r} in {durations}: {hint}")
@@ -74,18 +84,13 @@ def check_tensors(
         "target_lengths": (target_lengths, 1, "(B,)"),
     }
     for name, (tensor, dims, shape) in tensors.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"{name} must be a tensor {shape}, got {type(tensor).__name__}")
+        _tensor(name, tensor, shape)
         if tensor.dim() != dims:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
         _same_device(name, tensor, encoder)
-        if name in ("encoder", "predictor", "weight", "bias"):
-            if not tensor.is_floating_point():
-                raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
-        elif tensor.dtype not in INTEGERS:
-            raise ValueError(f"{name} must hold integers, got {tensor.dtype}")
+        _dtype(name, tensor, FLOATS if name in ("encoder", "predictor", "weight", "bias") else INTEGERS)
 
-    batch, _, hidden = encoder.shape
+    batch, frames, hidden = encoder.shape
     vocabulary = weight.shape[0] - 1 - durations
     expected = {
         "encoder": (encoder, (batch, encoder.shape[1], hidden)),
@@ -103,7 +108,9 @@ def check_tensors(
                 f"{tuple(targets.shape)} and weight {tuple(weight.shape)}, got {tuple(tensor.shape)}"
             )
     if batch < 1:
-        raise ValueError("encoder holds no utterance (B = 0)")
+        raise ValueError("encoder holds no utterance (B = 0): leave such a batch out")
+    if frames < 1:
+        raise ValueError(f"encoder holds no frame (T = 0), got {tuple(encoder.shape)}: leave such a batch out")
     if vocabulary < 1:
         tdt = f" and one for each of {durations} durations" if durations else ""
         raise ValueError(
@@ -113,20 +120,20 @@ def check_tensors(
         if log_prob is not None:
             raise ValueError("negative_log_prob corrects the scores of negatives, but negatives is None: pass both")
         return
+    _tensor("negatives", negatives, "(N,) or (B, N)")
     _same_device("negatives", negatives, encoder)
-    if negatives.dtype not in INTEGERS:
-        raise ValueError(f"negatives must hold integers, got {negatives.dtype}")
+    _dtype("negatives", negatives, INTEGERS)
     if negatives.dim() not in (1, 2) or (negatives.dim() == 2 and negatives.shape[0] != batch):
         raise ValueError(f"negatives must have shape (N,) or (B, N) with B = {batch}, got {tuple(negatives.shape)}")
     if log_prob is not None:
+        _tensor("negative_log_prob", log_prob, "of the shape of negatives")
         _same_device("negative_log_prob", log_prob, encoder)
         if log_prob.shape != negatives.shape:
             raise ValueError(
                 f"negative_log_prob must have the shape of negatives {tuple(negatives.shape)}, "
                 f"got {tuple(log_prob.shape)}"
             )
-        if not log_prob.is_floating_point():
-            raise ValueError(f"negative_log_prob must be floating point, got {log_prob.dtype}")
+        _dtype("negative_log_prob", log_prob, FLOATS)
 
 
 def survey(encoder_lengths, target_lengths, targets, negatives, negative_log_prob, vocabulary: int):
@@ -188,8 +195,9 @@ def make_problem(
         if position >= 0:
             value = bad_value[utterance]
             blank = " (that is blank)" if value == vocabulary else ""
+            rows = f" (weight has {len(weight)} rows, the last {durations} are of durations)" if durations else ""
             raise ValueError(
-                f"targets[{utterance}, {position}] is {value}{blank}, but labels must lie in [0, {vocabulary}): "
+                f"targets[{utterance}, {position}] is {value}{blank}, but labels must lie in [0, {vocabulary}){rows}: "
                 f"utterance {utterance} has target_lengths {labels[utterance]}"
             )
 
@@ -235,6 +243,17 @@ def _check_logits(lattice: Lattice, count: list[int], max_logits: int) -> None:
 def _one_of(name: str, value, allowed: tuple) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def _tensor(name: str, tensor, shape: str) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise ValueError(f"{name} must be a tensor {shape}, got {type(tensor).__name__}")
+
+
+def _dtype(name: str, tensor: torch.Tensor, allowed: tuple[torch.dtype, ...]) -> None:
+    if tensor.dtype not in allowed:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        raise ValueError(f"{name} must be one of {names}, got {tensor.dtype}: convert it")
 
 
 def _same_device(name: str, tensor: torch.Tensor, encoder: torch.Tensor) -> None:

@@ -13,7 +13,7 @@ class FiniteWatch:
     """Reports which utterances had no finite loss, without stopping the GPU.
 
     On the CPU a report is immediate. On CUDA the flags travel to the host behind the step and are read at the next
-    one, which is when the log line or the error comes.
+    one on that GPU, which is when the log line or the error comes.
 
     Args:
         agree: called with a () bool tensor, "this rank had nothing finite", returns the same for all ranks (any).
@@ -23,38 +23,41 @@ class FiniteWatch:
     def __init__(self, agree=None):
         self.agree = agree
         self.left_out = 0
-        self._mail, self._under_way = None, False  # pinned memory and an event, kept for the next step
+        # Of each GPU: pinned memory and an event, kept for its next step. None waits for another's work.
+        self._mail, self._under_way = {}, set()
 
     def __getstate__(self) -> dict:
         """A copied or pickled model takes no report under way along: CUDA events cannot travel."""
-        return self.__dict__ | {"_mail": None, "_under_way": False}
+        return self.__dict__ | {"_mail": {}, "_under_way": set()}
 
     def submit(self, costs: torch.Tensor) -> None:
         """Take note of a step's (B,) losses; raises FloatingPointError as described."""
-        self.poll()
+        self.poll(costs.device)
         costs = costs.detach()
         if self.agree is None:
-            nothing_finite, flags = None, costs
+            flags = costs
         else:
             nothing_finite = self.agree(~costs.isfinite().any())
             flags = torch.cat([nothing_finite[None].to(costs.dtype), costs])
         if not flags.is_cuda:
             self._report(flags)
             return
-        if self._mail is None or self._mail[0].shape != flags.shape or self._mail[0].dtype != flags.dtype:
+        device = flags.device
+        host, arrived = self._mail.get(device, (None, None))
+        if host is None or host.shape != flags.shape or host.dtype != flags.dtype:
             with torch.inference_mode(False):  # a later step may be one of training
                 host = torch.empty(flags.shape, dtype=flags.dtype, device="cpu", pin_memory=True)
-            self._mail = host, torch.cuda.Event()
-        host, arrived = self._mail
+            arrived = torch.cuda.Event()
+            self._mail[device] = host, arrived
         host.copy_(flags, non_blocking=True)
-        arrived.record()
-        self._under_way = True
+        arrived.record(torch.cuda.current_stream(device))  # which the current device may not be
+        self._under_way.add(device)
 
-    def poll(self) -> None:
-        """Report what an earlier step left, if anything."""
-        if self._under_way:
-            self._under_way = False
-            host, arrived = self._mail
+    def poll(self, device: torch.device) -> None:
+        """Report what an earlier step on this device left, if anything."""
+        if device in self._under_way:
+            self._under_way.remove(device)
+            host, arrived = self._mail[device]
             arrived.synchronize()
             self._report(host)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -88,10 +88,11 @@ def sampled_rnnt_loss(
 
     Raises:
         ValueError: an argument is out of range; names the argument, the utterance and the value.
-        FloatingPointError: no utterance has a finite loss (on CUDA raised by the next call). A single utterance
-            without a finite loss is left out of loss, gradient and mean, and logged. So is one that durations cannot
-            take to its last frame.
+        FloatingPointError: no utterance has a finite loss (on CUDA raised by the next call on that GPU). A single
+            utterance without a finite loss is left out of loss, gradient and mean, and logged. So is one that durations
+            cannot take to its last frame.
         ImportError, RuntimeError: ``impl="cuda"`` and numba-cuda or a GPU is missing.
+        RuntimeError: backward was called with ``create_graph=True``: there are no second derivatives.
 
     Exact without negatives or with all labels as negatives; otherwise an approximation of the full softmax.
 
@@ -103,7 +104,7 @@ def sampled_rnnt_loss(
         encoder, predictor, weight, bias, targets, encoder_lengths, target_lengths, negatives, negative_log_prob,
         Options(
             activation, dropout, fastemit_lambda, clamp, reduction, workspace_mib, impl,
-            None if durations is None else tuple(durations), sigma, omega,
+            tuple(durations) if isinstance(durations, Iterable) else durations, sigma, omega,
         ),
     )  # fmt: skip
     _watch.submit(costs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -67,6 +67,10 @@ class Problem:
     def rows(self, group: int) -> int:
         """Rows of the weight in a set: its candidates, and TDT's durations."""
         return self.candidate_count[group] + len(self.options.durations or ())
+
+    def kept(self) -> Problem:
+        """The same, for backward: the caller's targets may be another batch's by then."""
+        return replace(self, candidates=replace(self.candidates, target=self.candidates.target.clone()))
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

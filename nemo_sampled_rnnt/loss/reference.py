@@ -16,6 +16,7 @@ import torch
 
 from nemo_sampled_rnnt.loss import tdt_reference
 from nemo_sampled_rnnt.loss.dropout import keep_mask
+from nemo_sampled_rnnt.loss.once import once_differentiable
 from nemo_sampled_rnnt.loss.problem import Problem, accumulation_dtype
 from nemo_sampled_rnnt.loss.reduction import reduce
 
@@ -144,11 +145,14 @@ class _ClampedGradient(torch.autograd.Function):
         with torch.enable_grad():
             leaves = [x.detach().requires_grad_() for x in (scores, duration_scores)]
             cost = loss_of(*leaves)
+            if not cost.isfinite():  # left out; without a path the cost has no graph
+                return cost.detach()
             gradient, other = torch.autograd.grad(cost, leaves, allow_unused=True)
         ctx.save_for_backward(gradient.clamp_(-clamp, clamp), other)
         return cost.detach()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, cost_gradient):
         gradient, other = ctx.saved_tensors
         return cost_gradient * gradient, None if other is None else cost_gradient * other, None, None

@@ -24,9 +24,9 @@ from functools import cache, cached_property
 from typing import Protocol
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from nemo_sampled_rnnt.loss.candidates import ALIGNMENT, aligned
+from nemo_sampled_rnnt.loss.once import once_differentiable
 from nemo_sampled_rnnt.loss.own_rows import OwnRows, set_bytes
 from nemo_sampled_rnnt.loss.problem import Options, Problem, accumulation_dtype
 from nemo_sampled_rnnt.loss.reduction import utterance_weight
@@ -277,9 +277,10 @@ class TiledLoss(torch.autograd.Function):
         ctx.mark_non_differentiable(costs)
         ctx.vector = vector
         if vector:
-            ctx.save_for_backward(encoder, predictor, weight, bias)
-            ctx.problem, ctx.make_cells = problem, make_cells
-            return torch.where(costs.isfinite(), costs, 0), costs
+            finite = costs.isfinite()
+            ctx.save_for_backward(encoder, predictor, weight, bias, finite)
+            ctx.problem, ctx.make_cells = problem.kept(), make_cells
+            return torch.where(finite, costs, 0), costs
         if needs.any:
             ctx.gradients = Gradients(engine)
             ctx.divisor = divisor if engine.scale == 1 else divisor * engine.scale
@@ -291,10 +292,13 @@ class TiledLoss(torch.autograd.Function):
         if not ctx.needs.any:
             return None, None, None, None, None, None
         if ctx.vector:
-            weights = loss_gradient.to(accumulation_dtype(ctx.dtypes[0]))
-            engine = visited(*ctx.saved_tensors, ctx.problem, ctx.make_cells, ctx.needs, weights)
-            gradients, keep, upstream = Gradients(engine), False, weights.new_ones(())
-            divisor = upstream * engine.scale
+            *inputs, finite = ctx.saved_tensors
+            weights = torch.where(finite, loss_gradient, 0).to(accumulation_dtype(ctx.dtypes[0]))
+            # A gradient scaler's factor would overflow float16 on the way: as for a scalar loss, it comes at the end.
+            largest = weights.abs().amax()
+            upstream = torch.where(largest > 0, largest, 1)
+            engine = visited(*inputs, ctx.problem, ctx.make_cells, ctx.needs, weights / upstream)
+            gradients, keep, divisor = Gradients(engine), False, torch.full_like(upstream, engine.scale)
             del engine  # its workspace goes before the gradients come
         else:
             gradients, keep = ctx.gradients, graph_is_kept()

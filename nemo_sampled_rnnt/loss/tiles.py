@@ -56,6 +56,8 @@ class Tile:
         return self.segments[0].first_frame
 
 
+MOST_UTTERANCES = 65_535  # of a tile: kernels count them on an axis of their grid that ends there
+
 Visit = tuple[Tile, ...]  # a tile of whole utterances, or the tiles of a cut one
 
 
@@ -78,7 +80,7 @@ def plan_tiles(lattice: Lattice, cell_bytes: int, workspace_bytes: int, utteranc
     used = 0
     for utterance, frames in enumerate(lattice.frames):
         need = frames * lattice.width(utterance) * cell_bytes + utterance_bytes
-        if group and used + need > workspace_bytes:
+        if group and (used + need > workspace_bytes or len(group) == MOST_UTTERANCES):
             visits.append((_tile(lattice, group),))
             group, used = [], 0
         if need > workspace_bytes and frames > 1:

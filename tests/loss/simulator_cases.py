@@ -36,6 +36,7 @@ CASES = {
     "tanh": (F64, {}, {"activation": "tanh"}),
     "sigmoid": (F64, {}, {"activation": "sigmoid"}),
     "dropout": (F64, {"scope": "utterance"}, {"dropout": 0.4}),
+    "dropout, wider than a warp of octets": (F32, {"H": 70, "T": 3}, {"dropout": 0.4}),
     "dropout, tanh, vector": (F32, {}, {"dropout": 0.4, "activation": "tanh", "reduction": None}),
     "fastemit": (F64, {}, {"fastemit_lambda": 0.6}),
     "clamp": (F64, {"scope": "batch"}, {"clamp": 0.05}),

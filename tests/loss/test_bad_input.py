@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from truth import IMPLS, make_problem
+from truth import IMPLS, LEAVES, make_problem
 
 from nemo_sampled_rnnt import sampled_rnnt_loss
 
@@ -133,6 +133,77 @@ def test_devices_of_the_negatives(impl, name):
 def test_unknown_or_impossible_options(impl, option, value, allowed):
     """The message lists what is allowed."""
     refused(problem(), impl, option, value, *allowed, **{option: value})
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("dropout", "0.1"),
+        ("fastemit_lambda", "1e-3"),  # what YAML 1.1 makes of 1e-3
+        ("clamp", None),
+        ("workspace_mib", None),
+        ("workspace_mib", float("nan")),
+        ("sigma", "0.05"),
+        ("omega", [0.1]),
+        ("durations", 4),
+        ("durations", (0, 1.5)),
+    ],
+)
+def test_options_that_are_no_numbers(impl, option, value):
+    refused(problem(), impl, option, value, **{option: value})
+
+
+@pytest.mark.parametrize(
+    "name, dtype",
+    [
+        ("encoder", torch.float8_e4m3fn),
+        ("predictor", torch.int64),
+        ("weight", torch.complex64),
+        ("bias", torch.bool),
+        ("targets", torch.float32),
+        ("encoder_lengths", torch.uint16),
+        ("target_lengths", torch.float64),
+        ("negatives", torch.bool),
+        ("negative_log_prob", torch.int64),
+    ],
+)
+def test_dtypes(impl, name, dtype):
+    """The message lists what is allowed."""
+    bad = problem(scope="utterance", correction=True, fill=0.0)
+    wanted = "float32, float64" if name in (*LEAVES, "negative_log_prob") else "int64, int32"
+    message = refused(replace(bad, **{name: getattr(bad, name).nan_to_num().to(dtype)}), impl, name, dtype)
+    assert wanted in message
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8, torch.int8])
+def test_smaller_integers_will_do(impl, dtype):
+    good = problem(scope="utterance", padded=False)
+    names = ("targets", "encoder_lengths", "target_lengths", "negatives")
+    names = names[: 4 if dtype.is_signed else 3]  # padding of negatives is -1
+    other = replace(good, **{name: getattr(good, name).to(dtype) for name in names})
+    assert torch.equal(other.call(sampled_rnnt_loss, impl=impl), good.call(sampled_rnnt_loss, impl=impl))
+
+
+@pytest.mark.parametrize("value", [None, [[1, 2]], 3])
+@pytest.mark.parametrize("name", [*LEAVES, "targets", "encoder_lengths", "negatives", "negative_log_prob"])
+def test_what_is_no_tensor(impl, name, value):
+    if value is None and name.startswith("negative"):
+        return
+    bad = problem(scope="utterance", correction=True)
+    refused(replace(bad, **{name: value}), impl, name, "tensor", type(value).__name__)
+
+
+def test_nothing_in_the_batch(impl):
+    bad = problem()
+    refused(bad.map(lambda x: x[: 0 if len(x) == B else None]), impl, "encoder", "B")
+    refused(replace(bad, encoder=bad.encoder[:, :0]), impl, "encoder", "T")
+
+
+def test_weight_without_the_durations(impl):
+    """Its shape fits a smaller vocabulary: the message says how the rows were counted."""
+    bad = problem(padded=False)
+    bad = replace(bad, targets=torch.full_like(bad.targets, V - 1))
+    refused(bad, impl, "targets", V - 1, "durations", 12, 3, durations=(0, 1, 2))
 
 
 def test_unknown_impl(impl):

@@ -1,5 +1,7 @@
 """Float dtypes: what comes out in which, and low precision judged against float64 truth beside plain PyTorch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from precision import MIXES, judge, mixed, yardstick
@@ -79,3 +81,31 @@ def test_float16_sums_over_many_frames(impl, reduction):
     got = gradients_of(problem, sampled_rnnt_loss, impl=impl, reduction=reduction)
     want = gradients_of(problem.to(torch.float64), sampled_rnnt_loss, impl="reference", reduction=reduction)
     assert_same(got, want, 2e-2)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_float16_losses_under_a_gradient_scaler(scope):
+    """Its factor of 65,536 arrives at each loss of a vector, and is a scalar's: the logits' gradients may not carry it.
+    One utterance weighs nothing, and one that is left out is weighed by what is no number."""
+    problem = make_problem(2, B=4, T=12, U=4, H=17, V=41, N=19, scope=scope, scale=0.2)
+    problem.encoder[3, 0] = float("inf")
+    half = {name: getattr(problem, name).to(torch.float16) for name in ("encoder", "predictor")}
+    problem = replace(problem.to(torch.float32), **half)
+    upstream = torch.tensor([1.0, 0.3, 0.0, float("inf")]) * 2.0**16 / 4
+    _, gradients = gradients_of(problem, sampled_rnnt_loss, impl="cpu", reduction=None, upstream=upstream)
+    upstream[3] = 0
+    truth = problem.to(torch.float64)
+    _, want = gradients_of(truth, sampled_rnnt_loss, impl="reference", reduction=None, upstream=upstream)
+    for name in LEAVES:
+        assert gradients[name].dtype == torch.float32 or want[name].abs().max() < 2**15, "float16 could not hold it"
+        assert_near(name, gradients[name], want[name], 1e-2)
+
+
+@pytest.mark.parametrize("upstream", [0.0, float("nan")])
+def test_losses_of_no_weight(upstream):
+    """Zero gives no gradient; what is no number is seen by a gradient scaler."""
+    problem = make_problem(3).to(torch.float16)
+    weights = torch.full((len(problem.targets),), upstream)
+    _, gradients = gradients_of(problem, sampled_rnnt_loss, impl="cpu", reduction=None, upstream=weights)
+    for name in LEAVES:
+        assert (gradients[name] == 0).all() if upstream == 0 else gradients[name].isnan().any(), name

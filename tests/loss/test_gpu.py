@@ -319,6 +319,19 @@ def test_nothing_finite_raises_one_step_later():
     on_gpu(good)  # raised once
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_report_their_own(caplog):
+    """Whichever is the current one."""
+    good, bad = make_problem(15, B=5).to("cuda:0"), make_problem(15, B=5).to("cuda:1")
+    bad.encoder[3, 0] = float("nan")
+    bad.call(sampled_rnnt_loss, impl="cuda")
+    caplog.clear()
+    good.call(sampled_rnnt_loss, impl="cuda")
+    assert not caplog.records
+    bad.call(sampled_rnnt_loss, impl="cuda")
+    assert "indices [3]" in caplog.text
+
+
 # --- another oracle ---------------------------------------------------------------------------------------------------
 
 

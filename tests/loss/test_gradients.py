@@ -140,6 +140,26 @@ def test_inputs_are_left_as_they_were(impl):
         assert torch.equal(getattr(problem, name).nan_to_num(77), tensor.nan_to_num(77)), name
 
 
+@pytest.mark.parametrize("scope", SCOPES)
+def test_targets_of_the_next_batch(impl, scope):
+    """A vector's gradients are computed in backward: what then stands in the caller's buffers is no matter.
+
+    The reference leaves it to autograd, which refuses.
+    """
+    problem = small(6, scope=scope)
+    want = gradients_of(problem, sampled_rnnt_loss, impl=impl, reduction=None)
+    leaves = replace(problem.leaves(), targets=problem.targets.clone(), target_lengths=problem.target_lengths.clone())
+    loss = leaves.call(sampled_rnnt_loss, impl=impl, reduction=None)
+    leaves.targets.zero_()
+    leaves.target_lengths.zero_()
+    try:
+        loss.sum().backward()
+    except RuntimeError as error:
+        assert impl == "reference" and "inplace" in str(error)
+        return
+    assert_same((loss, {name: getattr(leaves, name).grad for name in LEAVES}), want, 1e-12)
+
+
 def test_gradients_add_up(impl):
     """Two calls on the same leaves: the second's gradients are added to the first's."""
     problem = small(7)
@@ -166,3 +186,22 @@ def test_backward_again(impl, reduction):
         assert_near(name, getattr(leaves, name).grad, 2 * once[name], 1e-12)
     with pytest.raises(RuntimeError, match="retain_graph"):
         loss.backward()
+
+
+@pytest.mark.parametrize("reduction", [None, "sum"])
+@pytest.mark.parametrize("clamp", [-1.0, 0.05])
+def test_second_derivatives(impl, clamp, reduction):
+    """They are right or refused: a penalty on the gradient may not vanish in silence."""
+    problem = small(9)
+    if impl == "reference" and clamp <= 0:
+
+        def loss(weight):
+            moved = replace(problem, weight=weight)
+            return moved.call(sampled_rnnt_loss, impl=impl, activation="tanh", reduction=reduction)
+
+        assert torch.autograd.gradgradcheck(loss, [problem.leaves().weight], atol=1e-6)
+        return
+    leaves = problem.leaves()
+    total = leaves.call(sampled_rnnt_loss, impl=impl, clamp=clamp, reduction=reduction).sum()
+    with pytest.raises(RuntimeError, match="create_graph"):
+        torch.autograd.grad(total, leaves.weight, create_graph=True)

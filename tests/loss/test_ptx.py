@@ -15,6 +15,7 @@ SCRIPT = Path(__file__).with_name("ptx_cases.py")
 def test_kernels_compile_to_ptx():
     """In a process of its own: the simulator, if some test switched it on, would replace the compiler."""
     environment = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(SCRIPT.parents[2]), os.environ.get("PYTHONPATH", "")])
     result = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, env=environment, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
     lines = result.stdout.splitlines()

@@ -233,6 +233,20 @@ def test_no_path(impl, reduction, scope, caplog):
 
 
 @both
+@pytest.mark.parametrize("frames", [7, 1])
+def test_no_path_and_a_clamp(impl, frames):
+    """Steps of 2 leave an utterance of one frame not even an arc."""
+    whole = make_tdt_problem(0, (0, 2, 4), B=3, T=8, U=3, H=5, V=9)
+    whole = replace(whole, encoder_lengths=torch.tensor([8, frames, 6]))
+    loss, gradients = gradients_of(whole, sampled_rnnt_loss, impl=impl, clamp=0.05)
+    want = gradients_of(whole.keep([0, 2]), sampled_rnnt_loss, impl=impl, clamp=0.05)
+    for name in ("encoder", "predictor"):
+        assert (gradients[name][1] == 0).all(), name
+        gradients[name] = gradients[name][[0, 2]]
+    assert_same((loss, gradients), want, 1e-11)
+
+
+@both
 def test_no_path_at_all(impl):
     """More labels than steps, where each label takes one; and a batch of nothing else."""
     problem = make_tdt_problem(1, (1, 2), B=3, T=3, U=4, H=5, V=9, padded=False)

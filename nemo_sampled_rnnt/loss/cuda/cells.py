@@ -122,9 +122,9 @@ class CudaCells:
 
     def reduce(self, tile: Tile, hidden_gradient: torch.Tensor) -> None:
         frames = tile.frames if self.needs.encoder else 0
-        sums = frames + (tile.width if self.needs.predictor else 0)
+        blocks = self._warps_of_units * (frames + (tile.width if self.needs.predictor else 0))
         self._projection_gradients.rebind(2, hidden_gradient)
-        self._projection_gradients((self._warps_of_units, sums, tile.utterances), THREADS, *_frames_of(tile), frames)
+        self._projection_gradients((blocks, 1, tile.utterances), THREADS, *_frames_of(tile), frames)
 
     def _grid_of_cells(self, tile: Tile) -> tuple[int, int, int]:
         return -(-tile.cells // self._cells_of_a_block), 1, 1

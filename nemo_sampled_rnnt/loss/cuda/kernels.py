@@ -438,22 +438,24 @@ def kernels(
         utterances, hidden, hidden_gradient, encoder, predictor, first_utterance, first_frame, last_frame, first_cell,
         encoder_rows, frames, positions, hidden_stride, stride, seed, threshold, scale,
     ):  # fmt: skip
-        """Block: a frame (y < encoder_rows) or a label position (after those), and a warp of octets (x).
+        """Block: a warp of octets of a frame (the first encoder_rows) or of a label position (after those).
 
-        Warp: every WARPS-th of the cells that are summed, the frame's or the label position's. Adds to encoder
-        (B frames, stride) and predictor (B positions, stride): the tiles of a cut utterance follow each other on one
-        stream, so the sum has one order.
+        Both are counted on x, octets first: there may be more than the 65,535 that end y. Warp: every WARPS-th of the
+        cells that are summed, the frame's or the label position's. Adds to encoder (B frames, stride) and predictor
+        (B positions, stride): the tiles of a cut utterance follow each other on one stream, so the sum has one order.
         """
         partial = cuda.shared.array(BLOCK_OF_OCTETS, real)
         b, labels = first_utterance + cuda.blockIdx.z, utterances[4 * (first_utterance + cuda.blockIdx.z) + 1]
         last_frame = min(utterances[4 * b], last_frame)
-        of_frame = cuda.blockIdx.y < encoder_rows
+        warps_of_octets = int32((stride // OCTET + WARP - 1) // WARP)
+        line = int64(cuda.blockIdx.x // warps_of_octets)
+        of_frame = line < encoder_rows
         t, u = first_frame, int64(0)
         if of_frame:
-            t += cuda.blockIdx.y
+            t += line
             count, step = labels + 1, int64(1)
         else:
-            u += cuda.blockIdx.y - encoder_rows
+            u += line - encoder_rows
             count, step = last_frame - first_frame, labels + 1
         if t >= last_frame or u > labels:
             return
@@ -464,7 +466,7 @@ def kernels(
         total = cuda.local.array(OCTET, real)
         for i in range(OCTET):
             total[i] = real(0)
-        first = OCTET * (int64(cuda.blockIdx.x) * WARP + lane)
+        first = OCTET * (int64(cuda.blockIdx.x % warps_of_octets) * WARP + lane)
         if first < stride:
             for n in range(warp, count, WARPS):
                 load8(hidden, (first_row + n * step) * hidden_stride + first, h, 0)

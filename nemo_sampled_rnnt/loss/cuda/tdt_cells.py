@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from nemo_sampled_rnnt.gpu.launch import SIMULATED, BoundKernel
-from nemo_sampled_rnnt.gpu.numbers import word_of_one
 from nemo_sampled_rnnt.loss.cuda.cells import WHERE, CudaCells, _frames_of
 from nemo_sampled_rnnt.loss.cuda.tdt_kernels import CELL_THREADS, TDT_LATTICE_THREADS, compiled
 from nemo_sampled_rnnt.loss.problem import Problem
@@ -45,10 +44,8 @@ class TdtCudaCells(CudaCells):
         )
 
     def around_arcs(self, alpha, beta):
-        """e^0: `posteriors` has multiplied alpha and beta into the arcs."""
-        kind = "float64" if self._real == torch.float64 else "float32"
-        ones = torch.full_like(alpha, word_of_one(kind))
-        return ones, ones
+        """`posteriors` has multiplied alpha and beta into the arcs, and alpha by then holds ones."""
+        return alpha, alpha
 
     def scores(self, tile: Tile, logits: torch.Tensor) -> None:
         super().scores(tile, logits)

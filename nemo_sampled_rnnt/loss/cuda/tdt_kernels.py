@@ -223,6 +223,7 @@ def tdt_kernels(kind: str, durations: tuple[int, ...], native: bool = True) -> S
         """Block and thread as in duration_scores, over all frames. Where the loss is finite, overwrites
 
         by_blank, by_label   what all paths through the cell's arcs by blank, and by label, weigh
+        alpha                one: what the gradient finds before and behind these arcs, which have it all
         weights              the gradient of the duration logits at unit scale, p(d) occ - gamma_d
         """
         b, t = first_utterance + cuda.blockIdx.z, int64(cuda.blockIdx.x)
@@ -275,6 +276,7 @@ def tdt_kernels(kind: str, durations: tuple[int, ...], native: bool = True) -> S
             c, c_exponent = product(c, c_exponent, own, own_exponent)
             c, c_exponent = product(c, c_exponent, q, q_exponent)
             by_label[there] = stored(c, c_exponent)
+        alpha[there] = one
 
     def duration_gradient(
         utterances, logits, gradients, costs, scale,
