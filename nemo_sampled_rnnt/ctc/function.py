@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from nemo_sampled_rnnt.ctc.batch import Batch, Options, check_tensors, make_batch, survey
 from nemo_sampled_rnnt.ctc.engine import Needs, visited
 from nemo_sampled_rnnt.loss.function import device_of
+from nemo_sampled_rnnt.loss.once import once_differentiable
 from nemo_sampled_rnnt.loss.row_gradients import scaled
 from nemo_sampled_rnnt.loss.tiled import graph_is_kept
 

@@ -163,6 +163,14 @@ def test_weight_of_a_convolution(impl):
     assert_near("weight", weight.grad[..., 0], truth(problem)[3]["weight"], 1e-10)
 
 
+def test_no_second_derivatives():
+    """A penalty on the gradient would train nothing, in silence."""
+    problem = make_problem(14, B=2, T=9, U=3, D=5, V=7)
+    weight = problem.weight.requires_grad_()
+    with pytest.raises(RuntimeError, match="create_graph"):
+        torch.autograd.grad(problem.call(ctc_loss, impl="cpu").loss, weight, create_graph=True)
+
+
 def test_backward_twice():
     problem = make_problem(13, **SIZES)
     encoder = problem.encoder.clone().requires_grad_()
