@@ -18,8 +18,8 @@ def once_differentiable(backward):
     def refusing(ctx, *gradients):
         if torch.is_grad_enabled():  # in a backward: create_graph
             raise RuntimeError(
-                "this loss can be differentiated once, but backward was called with create_graph=True: leave it out, or "
-                "use impl='reference' (without clamp) on small batches, which has second derivatives"
+                "this loss can be differentiated once, but backward was called with create_graph=True: leave that out, "
+                "or use impl='reference' (without clamp) on small batches, which has second derivatives"
             )
         return backward(ctx, *gradients)
 
