@@ -19,6 +19,7 @@ from nemo.collections.asr.modules import AudioToMelSpectrogramPreprocessor
 from spoken import HELD_OUT, TRAIN, Spoken
 
 COUNTS = "unigram_counts.txt"
+STEP = 64  # frames of which a batch's length is a multiple: cuDNN looks for kernels at each new shape, for milliseconds
 
 
 def build(folder: Path, blocks: Iterable[Spoken], tokenizer: dict, preprocessor: dict, device: str) -> None:
@@ -90,7 +91,8 @@ class Utterances:
         self.texts = [line["text"] for line in lines]
         self.speakers = [line["speaker"] for line in lines]
         self.lengths = np.array([line["frames"] for line in lines])
-        self.labels = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model")).encode(self.texts)
+        tokenizer = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
+        self.labels = [torch.tensor(labels) for labels in tokenizer.encode(self.texts)]
         self._starts = torch.from_numpy(np.cumsum(self.lengths) - self.lengths).to(device)
         self._features = torch.from_numpy(np.fromfile(folder / f"{name}.f16", np.float16)).view(-1, bins).to(device)
         self.bytes = self._features.nbytes
@@ -102,10 +104,10 @@ class Utterances:
         """The utterances as a batch that NeMo's models take in place of audio; padding is 0."""
         device = self._features.device
         lengths = torch.from_numpy(self.lengths[indices]).to(device)
-        frames = torch.arange(int(self.lengths[indices].max()), device=device)
+        frames = torch.arange(-(-int(self.lengths[indices].max()) // STEP) * STEP, device=device)
         padding = frames >= lengths[:, None]
         rows = (self._starts[torch.from_numpy(indices).to(device), None] + frames).masked_fill_(padding, 0)
         features = self._features[rows].float().masked_fill_(padding[..., None], 0).transpose(1, 2)
-        labels = [torch.tensor(self.labels[i]) for i in indices]
+        labels = [self.labels[i] for i in indices]
         transcripts = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True).to(device)
         return Features(features, lengths, transcripts, torch.tensor([len(x) for x in labels]).to(device))

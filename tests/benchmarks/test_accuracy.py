@@ -24,7 +24,7 @@ import tables  # noqa: E402
 import training  # noqa: E402
 import travel  # noqa: E402
 import workers  # noqa: E402
-from corpus import COUNTS, build  # noqa: E402
+from corpus import COUNTS, STEP, build  # noqa: E402
 from model import build as build_model  # noqa: E402
 from model import load_recipe  # noqa: E402
 from nemo.collections.asr.metrics.wer import word_error_rate  # noqa: E402
@@ -105,13 +105,13 @@ def test_corpus(corpus, folder):
     starts = np.cumsum(corpus.train.lengths) - corpus.train.lengths
     indices = np.array([40, 3, 17])
     features, lengths, transcripts, transcript_lengths = corpus.train.batch(indices)
-    assert features.shape == (3, 80, max(lengths))
+    assert features.shape == (3, 80, -(-max(lengths) // STEP) * STEP)
     for i, index in enumerate(indices):
         end = starts[index] + lengths[i]
         assert np.array_equal(features[i, :, : lengths[i]].T.numpy(), rows[starts[index] : end].astype(np.float32))
         assert not features[i, :, lengths[i] :].any()
         assert transcript_lengths[i] == len(corpus.train.texts[index])
-        assert transcripts[i, : transcript_lengths[i]].tolist() == corpus.train.labels[index]
+        assert transcripts[i, : transcript_lengths[i]].tolist() == corpus.train.labels[index].tolist()
 
 
 def test_real_speech(tmp_path):
