@@ -2,8 +2,9 @@
 
 What is counted is what training logs as `train_joint_memory_mib`: everything that the joint allocates, from the
 encoder's outputs to the gradients of all inputs. Worked number: 85 utterances of 375 frames and 44 labels, H = 640,
-V + 1 = 4,232, 424 negatives an utterance, bfloat16: tiles 231 MiB, lattice 55, projections and their gradients 157,
-weight gradient 12, together 455 MiB. The logits of a full softmax and their gradient alone are 45 GiB.
+V + 1 = 4,232, 424 negatives an utterance, bfloat16: lattice and sums of the projections' gradients 142 MiB, which
+leaves 116 for tiles, projections 70, weight gradient 12, together 339 MiB. The logits of a full softmax and their
+gradient alone are 45 GiB.
 """
 
 from __future__ import annotations
@@ -13,12 +14,10 @@ from dataclasses import dataclass
 from nemo_sampled_rnnt.loss.candidates import ALIGNMENT, aligned
 from nemo_sampled_rnnt.loss.lattice import Lattice
 from nemo_sampled_rnnt.loss.own_rows import set_bytes
-from nemo_sampled_rnnt.loss.tiled import Workspace
+from nemo_sampled_rnnt.loss.tiled import Workspace, bytes_beside, left_for_tiles
 from nemo_sampled_rnnt.loss.tiles import plan_tiles
 
 FLOAT = 4  # bytes of what is summed up
-WORD = 8  # bytes of a number of the lattice
-LATTICE = FLOAT + 4 * WORD  # bytes a place: log-sum-exp, two log-probs, alpha, beta
 
 
 @dataclass(frozen=True)
@@ -28,18 +27,18 @@ class JointMemory:
     Attributes:
         tiles: hidden, its gradient and logits of the cells worked on together, and the rows of their candidates.
         rows: sums of the weight's gradient, and the rows of the output layer in the compute dtype.
-        lattice: log-probs and the forward and backward variables.
-        projections: of the encoder, with what its backward keeps, and the gradients of both projections.
+        beside: the lattice (log-probs, forward and backward variables), and sums of the projections' gradients.
+        projections: of the encoder, with what its backward keeps.
     """
 
     tiles: int
     rows: int
-    lattice: int
+    beside: int
     projections: int
 
     @property
     def total(self) -> int:
-        return self.tiles + self.rows + self.lattice + self.projections
+        return self.tiles + self.rows + self.beside + self.projections
 
 
 def joint_memory(
@@ -82,14 +81,14 @@ def joint_memory(
         rows = columns * (sum_bytes + (hidden * itemsize if itemsize < FLOAT or n_samples is not None else 0))
 
     cell_bytes = Workspace.bytes_per_cell(hidden, aligned(columns), itemsize, backward=True)
-    visits = plan_tiles(lattice, cell_bytes, workspace_mib * 2**20, utterance_bytes)
+    beside = bytes_beside(lattice, frames, labels + 1, hidden, FLOAT, durations, encoder=True, predictor=True)
+    visits = plan_tiles(lattice, cell_bytes, left_for_tiles(workspace_mib * 2**20, beside), utterance_bytes)
     tiles = [tile for visit in visits for tile in visit]
     return JointMemory(
         tiles=max(tile.cells for tile in tiles) * cell_bytes + max(tile.utterances for tile in tiles) * utterance_bytes,
         rows=rows,
-        lattice=lattice.places * (LATTICE + durations * WORD),
-        projections=batch * frames * (hidden + encoder_width) * itemsize
-        + batch * (frames + labels + 1) * hidden * FLOAT,
+        beside=beside,
+        projections=batch * frames * (hidden + encoder_width) * itemsize,
     )
 
 

@@ -92,8 +92,8 @@ def test_parts():
     """The worked number of the module."""
     mib = 2**20
     memory = joint_memory(lattice(85, 375, 44), 4231, 640, 512, n_samples=423)
-    parts = memory.tiles, memory.lattice, memory.projections, memory.rows, memory.total
-    assert [round(part / mib) for part in parts] == [231, 55, 157, 12, 455]
+    parts = memory.tiles, memory.beside, memory.projections, memory.rows, memory.total
+    assert [round(part / mib) for part in parts] == [116, 142, 70, 12, 339]
     assert full_softmax_memory(lattice(85, 375, 44), 4231) / 2**30 == pytest.approx(45, abs=0.5)
 
 
@@ -107,7 +107,7 @@ def test_durations(scope):
     tdt = joint_memory(batch, 4231, 640, 512, **sampled, durations=8)
     assert (tdt.tiles, tdt.rows, tdt.projections) == (more.tiles, more.rows, plain.projections)
     assert tdt.tiles > plain.tiles and tdt.rows > plain.rows
-    assert tdt.lattice - plain.lattice == batch.places * 8 * 8
+    assert tdt.beside - plain.beside == batch.places * 8 * 8
 
 
 def test_workspace_bounds_the_tiles():

@@ -54,8 +54,8 @@ def sampled_rnnt_loss(
                          + sum_d       exp(alpha[t-d,u-1] + log p(y_u, d   | t-d,u-1)) )
         loss        = -log sum_{d > 0} exp(alpha[T-d,U] + log p(blank, d | T-d,U))
 
-    The joint tensor (B, T, U+1, V+1) is never built; beyond the inputs, their gradients and a few floats for each
-    lattice cell, memory is ``workspace_mib``.
+    The joint tensor (B, T, U+1, V+1) is never built; beyond the inputs, their gradients and one float32 sum of the
+    weight's, memory is about ``workspace_mib``.
 
     Args:
         encoder: (B, T, H) float, projected encoder outputs, before the activation. Its dtype is the compute dtype.
@@ -76,7 +76,8 @@ def sampled_rnnt_loss(
             that of the duration logits).
         clamp: > 0 bounds the gradient of every label and blank logit at unit scale, before the reduction.
         reduction: None, "mean", "sum", "mean_batch" or "mean_volume", as in NeMo.
-        workspace_mib: MiB for hidden, its gradient and logits of the cells worked on together.
+        workspace_mib: MiB for the lattice, the sums of the projections' gradients, and, with the rest but at least
+            half, hidden, its gradient and logits of the cells worked on together.
         impl: "auto", "reference" (plain PyTorch), "cpu" (tiled) or "cuda" (tiled, numba-cuda kernels).
         durations: None: plain RNN-T. Otherwise TDT's durations in frames, ascending, with one above 0.
         sigma: TDT's logit under-normalisation, subtracted from every arc.

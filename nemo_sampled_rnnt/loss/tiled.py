@@ -26,6 +26,7 @@ from typing import Protocol
 import torch
 
 from nemo_sampled_rnnt.loss.candidates import ALIGNMENT, aligned
+from nemo_sampled_rnnt.loss.lattice import Lattice
 from nemo_sampled_rnnt.loss.once import once_differentiable
 from nemo_sampled_rnnt.loss.own_rows import OwnRows, set_bytes
 from nemo_sampled_rnnt.loss.problem import Options, Problem, accumulation_dtype
@@ -35,6 +36,7 @@ from nemo_sampled_rnnt.loss.shared_rows import SharedRows
 from nemo_sampled_rnnt.loss.tiles import Tile, plan_tiles
 
 logger = logging.getLogger("nemo_sampled_rnnt")
+WORD = 8  # bytes of a number of the lattice
 
 
 class Workspace:
@@ -77,6 +79,29 @@ class Workspace:
     def bytes_per_cell(width: int, stride: int, itemsize: int, backward: bool) -> int:
         """Hidden with its ones, gradient of the hidden, and logits of every candidate."""
         return ((1 + backward) * aligned(width) + ALIGNMENT + stride) * itemsize
+
+
+def bytes_beside(
+    lattice: Lattice, frames: int, positions: int, width: int, real: int, durations: int, encoder: bool, predictor: bool
+) -> int:
+    """What is held beside the tiles from the first to the last: the lattice, and sums of the projections' gradients.
+
+    Args:
+        lattice: sizes of the utterances.
+        frames, positions: T and U + 1 of the padded batch.
+        width: H.
+        real: bytes of the accumulation dtype.
+        durations: of a TDT model.
+        encoder, predictor: which gradients are asked for.
+    """
+    place = real + (4 + durations) * WORD  # log-sum-exp, two log-probs, alpha, beta; TDT: the durations'
+    rows = lattice.utterances * (encoder * frames + predictor * positions)
+    return lattice.places * place + rows * aligned(width) * real
+
+
+def left_for_tiles(workspace: int, beside: int) -> int:
+    """Bytes; where little is left, half of the workspace: a tile of a few rows would cost more time than it saves."""
+    return max(workspace - beside, workspace // 2)
 
 
 class Cells(Protocol):
@@ -223,6 +248,14 @@ def visited(encoder, predictor, weight, bias, problem: Problem, make_cells: Cell
     cell = Workspace.bytes_per_cell(encoder.shape[2], columns, encoder.element_size(), needs.hidden)
     widest = max(problem.lattice.labels) + 1
     asked = problem.options.workspace_mib * 2**20
+    (_, frames, width), real = encoder.shape, accumulation_dtype(encoder.dtype).itemsize
+    durations = len(problem.options.durations or ())
+    asked = left_for_tiles(
+        asked,
+        bytes_beside(
+            problem.lattice, frames, predictor.shape[1], width, real, durations, needs.encoder, needs.predictor
+        ),
+    )
     sets = set_bytes(columns, encoder.shape[2], encoder.element_size()) if problem.per_utterance else 0
     asked = min(asked, problem.lattice.cells * cell + problem.lattice.utterances * sets)  # more would not be used
     budget = asked
