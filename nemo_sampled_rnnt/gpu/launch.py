@@ -63,48 +63,54 @@ class BoundKernel:
     """
 
     def __init__(self, kernel, tensors: list[torch.Tensor | Atomic], varying: int, constants: tuple = ()):
-        self._tensors = tensors  # keeps their memory
-        if SIMULATED:
-            self._kernel, self._constants = kernel, constants
-            self._arrays = [_elements(x.tensor if isinstance(x, Atomic) else x) for x in tensors]
-            return
-        kinds = tuple([(Atomic, x.tensor.dtype) if type(x) is Atomic else x.dtype for x in tensors])
-        reals = tuple([type(x) is float for x in constants])
-        device = (tensors[0].tensor if type(tensors[0]) is Atomic else tensors[0]).device.index
-        self._launch = _launcher(threading.get_ident(), kernel, kinds, varying, reals, device)
-        self._stream = torch._C._cuda_getCurrentRawStream(device)
-        self._pointers = []
-        for x in tensors:
-            if type(x) is Atomic:
-                # numba's layout of an array: meminfo, parent, items, bytes of an item, address, shape, strides in bytes
-                size = x.tensor.element_size()
-                self._pointers += [0, 0, x.tensor.numel(), size, x.tensor.data_ptr(), x.tensor.numel(), size]
-            else:
-                self._pointers.append(x.data_ptr())
-        self._constants = [_as_bits(x) if type(x) is float else x for x in constants]
+        self._kernel, self._tensors, self._varying, self._constants = kernel, tensors, varying, constants
+        self._arguments = None
 
     def rebind(self, index: int, tensor: torch.Tensor) -> None:
         """Another tensor of the same dtype for an argument; its memory is the caller's to keep. No :class:`Atomic` may
         stand before."""
         if tensor.dtype != self._tensors[index].dtype:  # the kernel is compiled for the first one's
             raise TypeError(f"argument {index} was bound as {self._tensors[index].dtype}, not {tensor.dtype}")
-        if SIMULATED:
-            self._arrays[index] = _elements(tensor)
-        else:
-            self._pointers[index] = tensor.data_ptr()
+        if self._arguments is None:
+            self._bind()
+        self._arguments[index] = _elements(tensor) if SIMULATED else tensor.data_ptr()
 
     def __call__(self, grid: tuple[int, int, int], threads: int, *scalars: int) -> None:
         x, y, z = grid
         if x >= 2**31 or y >= 2**16 or z >= 2**16:  # the simulator would take it
             raise ValueError(f"CUDA takes a grid of {MOST_BLOCKS} blocks at most, got {grid}: make the batch smaller")
+        if self._arguments is None:
+            self._bind()
         if SIMULATED:
-            self._kernel[grid, threads](*self._arrays, *scalars, *self._constants)
+            self._kernel[grid, threads](*self._arguments, *scalars, *self._constants)
             return
         function, values, parameters = self._launch
-        values[:] = [*self._pointers, *scalars, *self._constants]
-        status = _driver().cuLaunchKernel(function, *grid, threads, 1, 1, 0, self._stream, parameters, None)
+        values[:] = [*self._arguments, *scalars, *self._bits]
+        status = _driver().cuLaunchKernel(function, x, y, z, threads, 1, 1, 0, self._stream, parameters, None)
         if status:
             raise RuntimeError(f"the CUDA driver refused a launch with error {status} (grid {grid}, block {threads})")
+
+    def _bind(self) -> None:
+        """At the first launch: a GPU that waits for the first of several kernels does not wait for the others too."""
+        tensors = self._tensors
+        if SIMULATED:
+            self._arguments = [_elements(x.tensor if isinstance(x, Atomic) else x) for x in tensors]
+            return
+        kinds = tuple([(Atomic, x.tensor.dtype) if type(x) is Atomic else x.dtype for x in tensors])
+        reals = tuple([type(x) is float for x in self._constants])
+        device = (tensors[0].tensor if type(tensors[0]) is Atomic else tensors[0]).device.index
+        self._launch = _launcher(threading.get_ident(), self._kernel, kinds, self._varying, reals, device)
+        self._stream = torch._C._cuda_getCurrentRawStream(device)
+        arguments = []
+        for x in tensors:
+            if type(x) is Atomic:
+                # numba's layout of an array: meminfo, parent, items, bytes of an item, address, shape, strides in bytes
+                size = x.tensor.element_size()
+                arguments += [0, 0, x.tensor.numel(), size, x.tensor.data_ptr(), x.tensor.numel(), size]
+            else:
+                arguments.append(x.data_ptr())
+        self._arguments = arguments
+        self._bits = [_as_bits(x) if type(x) is float else x for x in self._constants]
 
 
 def _elements(tensor: torch.Tensor):
