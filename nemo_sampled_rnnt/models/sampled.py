@@ -62,6 +62,7 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
             transcript_lengths=transcript_len,
             compute_wer=compute_wer,
             ctc_posteriors=self._posteriors(scores, transcript, transcript_len),
+            training_step=True,
         )
         loss = self.add_auxiliary_losses(loss)
         logs = {

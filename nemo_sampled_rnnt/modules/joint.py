@@ -9,7 +9,7 @@ import torch
 from nemo.collections.asr.modules.rnnt import RNNTJoint
 from nemo.core.classes import typecheck
 from nemo.core.neural_types import NeuralType, ProbsType
-from nemo.utils import logging
+from nemo.utils import logging, logging_mode
 
 from nemo_sampled_rnnt.loss.finite import FiniteWatch
 from nemo_sampled_rnnt.loss.function import transducer_loss
@@ -19,11 +19,17 @@ from nemo_sampled_rnnt.meter import Meter
 from nemo_sampled_rnnt.modules.nemo_loss import LossSettings, loss_settings
 from nemo_sampled_rnnt.sampling import Frames, Negatives, NegativeSampler, SampledSoftmax
 
+EXACT_IN_EVAL = (
+    "SampledRNNTJoint is in eval mode, so its loss is the exact one, with gradients too. If it was frozen and this is "
+    "training, use a model class of nemo_sampled_rnnt, which samples all the same, or call joint.train() (its "
+    "parameters stay frozen)."
+)
+
 
 class SampledRNNTJoint(RNNTJoint):
     """RNN-T joint whose training loss scores blank, the labels and a sample of the vocabulary.
 
-    In training the loss is the sampled one; in eval mode it is exact. Either way joint and loss are computed
+    In training the loss is the sampled one; in validation it is exact. Either way joint and loss are computed
     together, tile by tile, and the tensor [B, T, U, V] is not built. Decoding, export and every parameter are
     those of :class:`RNNTJoint`, so checkpoints interchange.
 
@@ -88,12 +94,16 @@ class SampledRNNTJoint(RNNTJoint):
 
     @property
     def input_types(self):
-        """NeMo's ports, and (B, V) CTC posteriors."""
-        return {**super().input_types, "ctc_posteriors": NeuralType(("B", "D"), ProbsType(), optional=True)}
+        """NeMo's ports, (B, V) CTC posteriors, and whether this is training."""
+        ours = {
+            "ctc_posteriors": NeuralType(("B", "D"), ProbsType(), optional=True),
+            "training_step": NeuralType(optional=True),
+        }
+        return super().input_types | ours
 
     @property
     def disabled_deployment_input_names(self):
-        return super().disabled_deployment_input_names | {"keep_hypotheses", "ctc_posteriors"}
+        return super().disabled_deployment_input_names | {"keep_hypotheses", "ctc_posteriors", "training_step"}
 
     @property
     def needs_ctc_posteriors(self) -> bool:
@@ -120,6 +130,7 @@ class SampledRNNTJoint(RNNTJoint):
         compute_wer: bool = False,
         keep_hypotheses: bool = False,
         ctc_posteriors: torch.Tensor | None = None,
+        training_step: bool | None = None,
     ):
         """Loss and WER of a batch, as NeMo's fused joint; the logits of the full joint while exporting.
 
@@ -132,6 +143,8 @@ class SampledRNNTJoint(RNNTJoint):
             compute_wer: decode the batch and score it.
             keep_hypotheses: keep what was decoded for :meth:`get_hypotheses`.
             ctc_posteriors: (B, V) float, mean posterior of each label; needed by the sampler "ctc" in training.
+            training_step: train, so sample, also where this module is frozen in eval mode (which leaves out dropout and
+                masking only); None: the mode says.
 
         Returns:
             loss (None without decoder_outputs), WER, its numerator and denominator (None without compute_wer).
@@ -146,6 +159,10 @@ class SampledRNNTJoint(RNNTJoint):
                 "SampledRNNTJoint computes the loss and needs encoder_lengths, transcripts and transcript_lengths; "
                 "for the logits of given projections call joint_after_projection"
             )
+        if training_step is None:
+            training_step = self.training
+            if not training_step and torch.is_grad_enabled() and decoder_outputs is not None and self.samples_now:
+                logging.warning(EXACT_IN_EVAL, mode=logging_mode.ONCE)
         loss = None
         if decoder_outputs is not None:
             loss = self._transducer_loss(
@@ -156,11 +173,12 @@ class SampledRNNTJoint(RNNTJoint):
                 transcript_lengths,
                 ctc_posteriors,
                 compute_wer,
+                training_step,
             )
         wer = (None, None, None)
         if compute_wer:
             wer = self._word_error_rate(
-                encoder_outputs, encoder_lengths, transcripts, transcript_lengths, keep_hypotheses
+                encoder_outputs, encoder_lengths, transcripts, transcript_lengths, keep_hypotheses, training_step
             )
         return (loss, *wer)
 
@@ -173,19 +191,21 @@ class SampledRNNTJoint(RNNTJoint):
             )
         return self.joint(encoder_outputs.transpose(1, 2), decoder_outputs.transpose(1, 2))
 
-    def _transducer_loss(self, encoder, decoder, encoder_lengths, transcripts, transcript_lengths, posteriors, logged):
-        """Sampled in training mode, exact in eval mode."""
+    def _transducer_loss(
+        self, encoder, decoder, encoder_lengths, transcripts, transcript_lengths, posteriors, logged, training_step
+    ):
+        """Sampled in training, exact in validation."""
         settings, config = self._loss_settings(), self.sampled_softmax
         self._refuse_what_is_not_computed()
         predictor = self.project_prednet(decoder)
         negatives = Negatives(None, None)
-        if self.training:
-            if self.masking_prob > 0:  # HAINAN: the predictor is masked at random label positions
-                kept = torch.rand(*predictor.shape[:2], 1, device=predictor.device) > self.masking_prob
-                predictor = predictor * kept
+        if self.training and self.masking_prob > 0:  # HAINAN: the predictor is masked at random label positions
+            kept = torch.rand(*predictor.shape[:2], 1, device=predictor.device) > self.masking_prob
+            predictor = predictor * kept
+        if training_step:
             negatives = self._draw(encoder.shape[1], encoder_lengths, transcripts, transcript_lengths, posteriors)
         output = self.joint_net[-1]
-        logged = logged and self.training
+        logged = logged and training_step
         with peak_memory(encoder.device) if logged and encoder.is_cuda else contextlib.nullcontext() as peak:
             projected = self._project_finite(encoder)
             loss, costs, candidates = transducer_loss(
@@ -208,17 +228,20 @@ class SampledRNNTJoint(RNNTJoint):
                     impl="auto" if config is None else config.impl,
                     durations=settings.durations,
                     sigma=settings.sigma,
-                    omega=settings.omega if self.training else 0.0,
+                    omega=settings.omega if training_step else 0.0,
                     max_logits=config.max_logits if negatives.ids is not None else None,
                 ),
             )
         self.training_statistics = self._statistics(candidates, peak) if logged else {}
-        if self.training:
+        if training_step:
             self.measurement = {}
             if self.measuring and negatives.ids is not None:
                 lengths = encoder_lengths, transcript_lengths
                 self.measurement = self._measure(projected, predictor, transcripts, *lengths, negatives, posteriors)
-        (self._training_watch if self.training and torch.is_grad_enabled() else self._eval_watch).submit(costs)
+        if training_step and torch.is_grad_enabled():
+            self._training_watch.submit(costs)
+            return loss
+        self._eval_watch.submit(costs)
         return loss
 
     def _draw(self, longest, encoder_lengths, transcripts, transcript_lengths, posteriors) -> Negatives:
@@ -283,10 +306,12 @@ class SampledRNNTJoint(RNNTJoint):
         """(V,) how often each label comes in the training text, for the sampler "unigram"."""
         self._unigram_counts, self._sampler = counts, None
 
-    def _word_error_rate(self, encoder_outputs, encoder_lengths, transcripts, transcript_lengths, keep_hypotheses):
+    def _word_error_rate(
+        self, encoder_outputs, encoder_lengths, transcripts, transcript_lengths, keep_hypotheses, training_step
+    ):
         """WER of the batch. While training no rank waits for another, since ranks may hold different batches."""
         synced = self.wer._to_sync
-        if self.training:
+        if training_step:
             self.wer._to_sync = False
         try:
             self.wer.update(

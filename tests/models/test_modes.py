@@ -52,6 +52,16 @@ def test_training_after_an_export(tokenizer, speech, tmp_path):
     assert model.joint.draws == 2
 
 
+@pytest.mark.parametrize("sampler", ["ctc", "uniform"])
+def test_a_frozen_joint(sampler, tokenizer, speech):
+    """NeMo's freeze leaves it in eval mode; the steps around it are training all the same."""
+    model = BPE.build(tokenizer, speech, sampled_softmax={"n_samples": 7, "sampler": sampler})
+    model.joint.freeze()
+    metrics = fit(model, 2).callback_metrics
+    assert not model.joint.training and model.joint.draws == 2
+    assert metrics["train_candidates"] < 62 and metrics["val_loss"].isfinite()
+
+
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_recording_that_is_not_finite(poison, tokenizer, speech):
     """It is left out, and the encoder's weights stay finite."""
