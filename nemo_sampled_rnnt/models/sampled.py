@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from nemo.collections.asr.data.audio_to_text_dali import DALIOutputs
 from nemo.collections.common.parts.preprocessing.parsers import make_parser
@@ -96,6 +98,14 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
             self.eval()
             return self._validation_pass(batch)
 
+    def multi_validation_epoch_end(self, outputs, dataloader_idx: int = 0):
+        self.joint.report_left_out()
+        return super().multi_validation_epoch_end(with_finite_losses(outputs), dataloader_idx)
+
+    def multi_test_epoch_end(self, outputs, dataloader_idx: int = 0):
+        self.joint.report_left_out()
+        return super().multi_test_epoch_end(with_finite_losses(outputs), dataloader_idx)
+
     def _validation_pass(self, batch):
         encoded, encoded_len, transcript, transcript_len = self._encode(batch)
         decoded = None
@@ -112,7 +122,9 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
         logs = {"val_wer_num": numerator, "val_wer_denom": denominator, "val_wer": wer}
         scores = self.score_ctc(encoded, encoded_len, transcript, transcript_len, compute_wer=True)
         if scores is not None:
-            logs |= {} if loss is None else {"val_rnnt_loss": loss}
+            if loss is not None:
+                logs["val_rnnt_loss"] = loss
+                scores = replace(scores, loss=torch.where(loss.isfinite(), scores.loss, torch.nan))  # of nothing, too
             loss, ctc_logs = self.add_ctc_loss(loss, scores, encoded_len, transcript, transcript_len, "val_", True)
             logs |= ctc_logs
         if loss is not None:
@@ -174,3 +186,15 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
         finally:
             self.joint._fuse_loss_wer, self.joint.log_softmax = True, log_softmax
             self.decoder._rnnt_export = False
+
+
+def with_finite_losses(outputs: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+    """Outputs of validation batches, made fit for NeMo's means over batches.
+
+    A batch in which no utterance has a finite loss gets the others' mean, and so has no part in it; where there are no
+    others, the mean is NaN.
+    """
+    names = [name for name in outputs[0] if "loss" in name] if outputs else []
+    losses = {name: torch.stack([output[name] for output in outputs]) for name in names}
+    losses = {name: x.where(x.isfinite(), x[x.isfinite()].mean()) for name, x in losses.items()}
+    return [output | {name: losses[name][i] for name in names} for i, output in enumerate(outputs)]

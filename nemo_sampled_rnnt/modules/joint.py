@@ -84,7 +84,7 @@ class SampledRNNTJoint(RNNTJoint):
         self._sampler: NegativeSampler | None = None
         self._unigram_counts: torch.Tensor | None = None
         self._training_watch = FiniteWatch(agree=_any_rank)
-        self._eval_watch = FiniteWatch()
+        self._eval_watch = FiniteWatch(agree=torch.zeros_like)  # a validation goes on, whatever a batch holds
         self._first_draw = 0
         self.step: int | None = None  # optimizer steps so far, which the model sets at each batch; of the schedule
         self.measuring = False  # the model asks for a measurement of this batch
@@ -147,7 +147,8 @@ class SampledRNNTJoint(RNNTJoint):
                 masking only); None: the mode says.
 
         Returns:
-            loss (None without decoder_outputs), WER, its numerator and denominator (None without compute_wer).
+            loss (None without decoder_outputs; NaN in validation where no utterance has a finite one), WER, its
+            numerator and denominator (None without compute_wer).
 
         Raises:
             RuntimeError: asked for the full joint while training.
@@ -242,7 +243,7 @@ class SampledRNNTJoint(RNNTJoint):
             self._training_watch.submit(costs)
             return loss
         self._eval_watch.submit(costs)
-        return loss
+        return torch.where(costs.isfinite().any(), loss, torch.nan)
 
     def _draw(self, longest, encoder_lengths, transcripts, transcript_lengths, posteriors) -> Negatives:
         """The negatives of a training batch; none where training is exact."""
@@ -325,6 +326,10 @@ class SampledRNNTJoint(RNNTJoint):
         finally:
             self.wer.reset()
             self.wer._to_sync = synced
+
+    def report_left_out(self) -> None:
+        """Say what a validation left out, its last batch too, which a GPU would report at the next validation."""
+        self._eval_watch.poll()
 
     def set_loss(self, loss):
         """Take reduction, FastEmit, clamp and TDT's settings from the loss NeMo built; refuse one of another kind."""

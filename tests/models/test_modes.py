@@ -5,7 +5,7 @@ import json
 import lightning.pytorch as pl
 import pytest
 import torch
-from families import BPE
+from families import BPE, HYBRID
 from tiny import fit
 from torch.utils.data import DataLoader
 
@@ -80,6 +80,35 @@ def test_a_recording_that_is_not_finite(poison, tokenizer, speech):
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert trainer.callback_metrics["train_loss"].isfinite()
     assert model.joint._training_watch.left_out == 2
+
+
+@pytest.mark.parametrize("family", [BPE, HYBRID], ids=["BPE", "HYBRID"])
+def test_a_validation_with_a_recording_that_is_not_finite(family, tokenizer, speech, caplog):
+    """Its utterance has no part in the mean; nor has its batch, where it is the only one."""
+    random = torch.Generator().manual_seed(0)
+
+    def batch(size, poisoned=None):
+        signal = 0.1 * torch.randn(size, 16000, generator=random)
+        if poisoned is not None:
+            signal[poisoned, 5000] = torch.nan
+        return signal, torch.full((size,), 16000), torch.randint(5, (size, 4), generator=random), torch.full((size,), 4)
+
+    good, mixed, alone = batch(3), batch(3, poisoned=1), batch(1, poisoned=0)
+    rest = tuple(part[[0, 2]] for part in mixed)
+    model = family.build(tokenizer, speech, more=EVERYWHERE_FINITE)
+
+    def validate(*batches):
+        trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+        model.set_trainer(trainer)
+        return trainer.validate(model, DataLoader(batches, batch_size=None), verbose=False)[0]
+
+    expected, got = validate(good, rest), validate(good, mixed, alone)
+    losses = [name for name in expected if "loss" in name]
+    assert {"val_loss", "val_rnnt_loss", "val_ctc_loss"} <= set(losses)
+    for name in losses:
+        assert got[name] == pytest.approx(expected[name], rel=1e-5), name
+    assert "indices [1] in the batch (1 so far)" in caplog.text and "indices [0] in the batch (2 so far)" in caplog.text
+    assert not any(value == value for name, value in validate(alone).items() if name in losses), "NaN: there is none"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

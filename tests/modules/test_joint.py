@@ -448,6 +448,16 @@ def test_frozen_in_eval_mode(monkeypatch):
     assert ours.draws == 1 and len(said) == 1
 
 
+def test_nothing_finite_in_a_validation(caplog):
+    """It is named, and the loss of nothing is no number."""
+    ours = equip(make_joint(OURS, **UNIFORM)).eval()
+    batch = make_batch()
+    ours.enc.register_forward_hook(lambda *call: call[-1] * float("nan"))
+    with torch.no_grad():
+        assert batch.call(ours)[0].isnan()
+    assert "3 of 3 utterances have no finite loss" in caplog.text and "indices [0, 1, 2]" in caplog.text
+
+
 def test_full_joint_is_refused_in_training():
     ours = equip(make_joint(OURS, **UNIFORM)).train()
     batch = make_batch()
