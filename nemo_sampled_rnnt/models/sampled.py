@@ -92,8 +92,10 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
     def validation_pass(self, batch, batch_idx, dataloader_idx=0):
         """The exact loss, tiled, and WER; of the CTC head too.
 
-        In eval mode, whatever ran before: NeMo's transcribe leaves the joint in training mode.
+        In eval mode, whatever ran before: NeMo's transcribe leaves whole parts, the joint say, in training mode.
         """
+        if not any(part.training for part in (self, *self.children())):  # as Lightning leaves it, batch after batch
+            return self._validation_pass(batch)
         with kept_modes(self):
             self.eval()
             return self._validation_pass(batch)

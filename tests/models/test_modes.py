@@ -9,7 +9,9 @@ from families import BPE, HYBRID
 from tiny import fit
 from torch.utils.data import DataLoader
 
+from nemo_sampled_rnnt.models import sampled
 from nemo_sampled_rnnt.models.ctc_scores import scores_of_log_probs
+from nemo_sampled_rnnt.models.modes import kept_modes
 
 PARTS = ("encoder", "decoder", "joint", "ctc_decoder")
 EVERYWHERE_FINITE = {"encoder": {"conv_norm_type": "layer_norm"}}  # batch norm alone would spread a NaN
@@ -26,15 +28,17 @@ class Transcribing(pl.Callback):
 
 
 @pytest.mark.parametrize("sampler", ["ctc", "uniform"])
-def test_transcribing_before_a_validation(sampler, tokenizer, speech):
+def test_transcribing_before_a_validation(sampler, tokenizer, speech, monkeypatch):
     """NeMo leaves the joint in training mode: the loss is exact all the same, and nothing is drawn."""
     path = json.loads(speech.read_text().splitlines()[0])["audio_filepath"]
-    losses = []
+    losses, kept = [], []
+    monkeypatch.setattr(sampled, "kept_modes", lambda model: kept.append(model) or kept_modes(model))
     for callback in ([], [Transcribing(path)]):
+        assert not kept, "no module is looked through where all are in eval mode"
         model = BPE.build(tokenizer, speech, sampled_softmax={"n_samples": 7, "sampler": sampler, "seed": 4})
         losses.append(fit(model, 2, callbacks=callback).callback_metrics["val_loss"])
         assert model.joint.draws == 2
-    assert callback[0].found
+    assert callback[0].found and kept
     torch.testing.assert_close(losses[1], losses[0])
 
 
