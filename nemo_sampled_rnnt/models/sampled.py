@@ -11,6 +11,7 @@ from nemo.core.classes.mixins import AccessMixin
 from nemo.utils import model_utils
 from omegaconf import DictConfig
 
+from nemo_sampled_rnnt.models.aggregate import AggregateMixin, MultilingualTokenizer
 from nemo_sampled_rnnt.models.config import has_tokenizer, prepare_config
 from nemo_sampled_rnnt.models.ctc_head import CTCHeadMixin
 from nemo_sampled_rnnt.models.export import StockExportMixin
@@ -22,7 +23,9 @@ from nemo_sampled_rnnt.models.vocabulary import VocabularyMixin
 from nemo_sampled_rnnt.models.weights import WeightsMixin
 
 
-class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMixin, MeteringMixin, StockExportMixin):
+class SampledSoftmaxMixin(
+    RestoreMixin, WeightsMixin, VocabularyMixin, AggregateMixin, CTCHeadMixin, MeteringMixin, StockExportMixin
+):
     """NeMo's steps, with the order of joint and CTC head turned round: the posteriors choose the sample.
 
         loss = (1 - ctc_loss_weight) rnnt_loss + ctc_loss_weight ctc_loss          (as NeMo's hybrid models)
@@ -154,21 +157,24 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
         super().on_fit_start()
         if self.joint.needs_unigram_counts:
             path = self.joint.sampled_softmax.unigram_counts
-            counts = unigram_counts(path, self.cfg.train_ds, self._text_to_ids(), self.joint.vocabulary)
+            counts = unigram_counts(path, self.cfg.get("train_ds"), self._text_to_ids(), self.joint.vocabulary)
             self.joint.set_unigram_counts(counts)
 
     def _text_to_ids(self):
-        """How NeMo's datasets turn a transcript into labels; None for one that they leave out."""
+        """How NeMo's datasets turn a transcript and its language into labels; None for one that they leave out."""
+        if isinstance(getattr(self, "tokenizer", None), MultilingualTokenizer):
+            return self.tokenizer.spoken_to_ids
         if has_tokenizer(type(self)):
-            return self.tokenizer.text_to_ids
-        data = self.cfg.train_ds
-        return make_parser(
+            return lambda text, lang: self.tokenizer.text_to_ids(text)
+        data = self.cfg.get("train_ds") or {}
+        parser = make_parser(
             labels=list(self.joint.vocabulary),
             name=data.get("parser", "en"),
             unk_id=data.get("unk_index", -1),
             blank_id=data.get("blank_index", -1),
             do_normalize=data.get("normalize_transcripts", False),
         )
+        return lambda text, lang: parser(text)
 
     def on_save_checkpoint(self, checkpoint):
         super().on_save_checkpoint(checkpoint)

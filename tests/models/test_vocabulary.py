@@ -232,7 +232,7 @@ def test_aggregate_tokenizer(tokenizer, speech, tmp_path):
     encoded = torch.randn(3, 16, 17, generator=torch.Generator().manual_seed(3))
     lengths = torch.tensor([17, 13, 5])
 
-    def heard():  # as pieces, for NeMo's CTC decoding makes no text with such a tokenizer
+    def heard():  # as pieces, since a text leaves open which language's they are
         transducer = model.decoding.rnnt_decoder_predictions_tensor(encoded, lengths, return_hypotheses=True)
         frames = model.ctc_decoder(encoder_output=encoded).argmax(dim=-1)
         labels = [*model.joint.vocabulary, "blank"]
