@@ -76,8 +76,9 @@ def train(config_name: str, card: str, work: Path, manifest: Path, steps: int, o
         "trainer.sync_batchnorm=false", "+trainer.limit_val_batches=0", "trainer.enable_progress_bar=false",
         "exp_manager.create_checkpoint_callback=false", "exp_manager.create_tensorboard_logger=false",
         f"exp_manager.exp_dir={work}", "exp_manager.resume_if_exists=false",
-        # the joint measures where WER is logged; random weights say nothing worth decoding
-        "trainer.log_every_n_steps=1", "model.log_prediction=false", "model.decoding.greedy.max_symbols=1",
+        # the joint measures where WER is logged, if it is asked to; random weights say nothing worth decoding
+        "trainer.log_every_n_steps=1", "+model.joint.sampled_softmax.log_memory=true",
+        "model.log_prediction=false", "model.decoding.greedy.max_symbols=1",
         "+model.decoding.greedy.use_cuda_graph_decoder=false",
         f"+trainer.callbacks=[{{_target_: joint_watch.JointWatch, path: {watched}}}]",
         *overrides,

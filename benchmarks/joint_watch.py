@@ -15,8 +15,8 @@ class JointWatch(Callback, common.Serialization):
     """Write a line of CSV a step: ``+trainer.callbacks=[{_target_: joint_watch.JointWatch, path: steps.csv}]``.
 
     Columns: step; frames and labels of the utterances, separated by blanks; MiB that the joint took, empty on a CPU;
-    GiB that all of the step took, empty on a CPU. ``trainer.log_every_n_steps`` has to be 1: the joint measures where
-    it logs.
+    GiB that all of the step took, empty on a CPU. ``trainer.log_every_n_steps`` has to be 1 and
+    ``model.joint.sampled_softmax.log_memory`` true: the joint measures where it logs.
 
     Args:
         path: of the CSV.

@@ -1,9 +1,9 @@
 """Memory of joint and loss in a training step on a GPU, by arithmetic.
 
-What is counted is what training logs as `train_joint_memory_mib`: everything that the joint allocates, from the
-encoder's outputs to the gradients of all inputs. Worked number: 85 utterances of 375 frames and 44 labels, H = 640,
-V + 1 = 4,232, 424 negatives an utterance, bfloat16: tiles 231 MiB, lattice 55, projections and their gradients 157,
-weight gradient 12, together 455 MiB. The logits of a full softmax and their gradient alone are 45 GiB.
+What is counted is what training with `log_memory` logs as `train_joint_memory_mib`: everything that the joint
+allocates, from the encoder's outputs to the gradients of all inputs. Worked number: 85 utterances of 375 frames and 44
+labels, H = 640, V + 1 = 4,232, 424 negatives an utterance, bfloat16: tiles 231 MiB, lattice 55, projections and their
+gradients 157, weight gradient 12, together 455 MiB. The logits of a full softmax and their gradient alone are 45 GiB.
 """
 
 from __future__ import annotations

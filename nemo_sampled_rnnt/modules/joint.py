@@ -207,7 +207,9 @@ class SampledRNNTJoint(RNNTJoint):
             negatives = self._draw(encoder.shape[1], encoder_lengths, transcripts, transcript_lengths, posteriors)
         output = self.joint_net[-1]
         logged = logged and training_step
-        with peak_memory(encoder.device) if logged and encoder.is_cuda else contextlib.nullcontext() as peak:
+        # Torch has one peak for all who read it, and measuring starts it anew: only where asked for.
+        measured = logged and encoder.is_cuda and config is not None and config.log_memory
+        with peak_memory(encoder.device) if measured else contextlib.nullcontext() as peak:
             projected = self._project_finite(encoder)
             loss, costs, candidates = transducer_loss(
                 projected,
@@ -271,7 +273,7 @@ class SampledRNNTJoint(RNNTJoint):
         )  # fmt: skip
 
     def _statistics(self, counts: list[int], peak: Peak | None):
-        """What training logs: candidates in a set, their share of the vocabulary, and on a GPU the measured memory."""
+        """What training logs: candidates in a set, their share of the vocabulary; memory where measured."""
         counts, config = torch.tensor(counts, dtype=torch.float32), self.sampled_softmax
         candidates = counts.mean()
         statistics = {"train_candidates": candidates, "train_candidate_share": candidates / (self._vocab_size + 1)}

@@ -43,6 +43,7 @@ class SampledSoftmax:
             training manifests.
         impl: "auto", "reference", "cpu" or "cuda", which engine computes the loss.
         meter_every: optimizer steps between two measurements of what the sample covers; 0: none.
+        log_memory: on a GPU log what joint and loss took, wherever training logs; resets torch's peak statistics.
     Raises:
         ValueError: a value outside the above, naming the key, the value and what is allowed.
     Source: negatives by CTC posteriors: paper (abstract). Uniform, unigram, correction: standard. The rest: ours.
@@ -62,14 +63,16 @@ class SampledSoftmax:
     max_logits: int | None = None
     full_after: int | None = None
     meter_every: int = 500
+    log_memory: bool = False
 
     def __post_init__(self):
         self._check_size()
         for key, allowed in CHOICES.items():
             if getattr(self, key) not in allowed:
                 raise wrong(key, getattr(self, key), "one of " + ", ".join(map(repr, allowed)))
-        if not isinstance(self.correction, bool):
-            raise wrong("correction", self.correction, "true or false")
+        for key in ("correction", "log_memory"):
+            if not isinstance(getattr(self, key), bool):
+                raise wrong(key, getattr(self, key), "true or false")
         if not is_a(Integral, self.workspace_mib) or self.workspace_mib < 1:
             raise wrong("workspace_mib", self.workspace_mib, "an integer of at least 1, in MiB")
         if not is_a(Real, self.floor) or not 0 <= self.floor <= 1:

@@ -51,12 +51,21 @@ def test_logged_where_the_trainer_logs(tokenizer, speech):
 
 
 @pytest.mark.gpu
-def test_joint_memory(tokenizer, speech):
-    """Measured: what the allocator gave joint and loss beyond what was there."""
-    model = BPE.build(tokenizer, speech, sampled_softmax={"n_samples": 7, "sampler": "uniform"}).cuda().train()
+@pytest.mark.parametrize("log_memory", [False, True])
+def test_joint_memory(log_memory, tokenizer, speech):
+    """Measured where asked for: what the allocator gave joint and loss beyond what was there."""
+    sampled = {"n_samples": 7, "sampler": "uniform", "log_memory": log_memory}
+    model = BPE.build(tokenizer, speech, sampled_softmax=sampled).cuda().train()
     step(model.joint, "cuda")  # kernels are compiled
     model.joint.training_statistics = {}
+    torch.empty(2**28, dtype=torch.uint8, device="cuda")  # a peak that someone else has seen
+    highest = torch.cuda.max_memory_allocated()
+    step(model.joint, "cuda")
+    logged = model.joint.training_statistics.get("train_joint_memory_mib")
+    if not log_memory:
+        assert logged is None and torch.cuda.max_memory_allocated() == highest
+        return
+    assert torch.cuda.max_memory_allocated() < highest, "what the key costs"
     with peak_memory("cuda") as peak:
         step(model.joint, "cuda")
-    logged = model.joint.training_statistics["train_joint_memory_mib"]
     assert 0 < logged <= peak.mib

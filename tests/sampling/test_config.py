@@ -27,6 +27,7 @@ def test_defaults():
         "max_logits": None,
         "full_after": None,
         "meter_every": 500,
+        "log_memory": False,
     }
 
 
@@ -44,6 +45,7 @@ def test_every_key_off_its_default(tmp_path):
         "frame_weights": "max",
         "full_after": 200,
         "meter_every": 50,
+        "log_memory": True,
     }
     auto = {"n_samples": "auto", "max_logits": 5_000_000, "ctc_layer": 3}
     configs = [(SampledSoftmax.from_config(given), given) for given in (values, auto)]
