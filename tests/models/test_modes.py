@@ -56,11 +56,21 @@ def test_training_after_an_export(tokenizer, speech, tmp_path):
     assert model.joint.draws == 2
 
 
+def freeze_joint(model):
+    model.joint.freeze()
+
+
+def freeze_all_but_encoder(model):
+    model.freeze()
+    model.encoder.unfreeze()
+
+
+@pytest.mark.parametrize("freeze", [freeze_joint, freeze_all_but_encoder])
 @pytest.mark.parametrize("sampler", ["ctc", "uniform"])
-def test_a_frozen_joint(sampler, tokenizer, speech):
+def test_a_frozen_joint(sampler, freeze, tokenizer, speech):
     """NeMo's freeze leaves it in eval mode; the steps around it are training all the same."""
     model = BPE.build(tokenizer, speech, sampled_softmax={"n_samples": 7, "sampler": sampler})
-    model.joint.freeze()
+    freeze(model)
     metrics = fit(model, 2).callback_metrics
     assert not model.joint.training and model.joint.draws == 2
     assert metrics["train_candidates"] < 62 and metrics["val_loss"].isfinite()
