@@ -2,8 +2,8 @@
 
     python benchmarks/aishell_memory.py --work /tmp/aishell
 
-Each step's batch comes with what the joint took (measured by training itself, `train_joint_memory_mib`) and what the
-project's arithmetic says of that batch; at the end the largest of the steps against the page's table. The default is
+Each step's batch comes with what the joint took (`joint_watch.py`) and what the project's arithmetic says of that
+batch, as training logs it; at the end the largest of the steps against the page's table. The default is
 the page's last row: large, 80 GB. Needs a GPU; on a CPU nothing is measured. Run from anywhere.
 """
 
@@ -76,8 +76,8 @@ def train(config_name: str, card: str, work: Path, manifest: Path, steps: int, o
         "trainer.sync_batchnorm=false", "+trainer.limit_val_batches=0", "trainer.enable_progress_bar=false",
         "exp_manager.create_checkpoint_callback=false", "exp_manager.create_tensorboard_logger=false",
         f"exp_manager.exp_dir={work}", "exp_manager.resume_if_exists=false",
-        # the joint measures where WER is logged; random weights say nothing worth decoding
-        "trainer.log_every_n_steps=1", "model.log_prediction=false", "model.decoding.greedy.max_symbols=1",
+        # random weights say nothing worth decoding
+        "model.log_prediction=false", "model.decoding.greedy.max_symbols=1",
         "+model.decoding.greedy.use_cuda_graph_decoder=false",
         f"+trainer.callbacks=[{{_target_: joint_watch.JointWatch, path: {watched}}}]",
         *overrides,

@@ -1,9 +1,9 @@
 """Memory of joint and loss in a training step on a GPU, by arithmetic.
 
-What is counted is what training logs as `train_joint_memory_mib`: everything that the joint allocates, from the
-encoder's outputs to the gradients of all inputs. Worked number: 85 utterances of 375 frames and 44 labels, H = 640,
-V + 1 = 4,232, 424 negatives an utterance, bfloat16: lattice and sums of the projections' gradients 142 MiB, which
-leaves 116 for tiles, projections 70, weight gradient 12, together 339 MiB. The logits of a full softmax and their
+Training logs it for its batches as `train_joint_memory_mib`. What is counted is everything that the joint allocates,
+from the encoder's outputs to the gradients of all inputs. Worked number: 85 utterances of 375 frames and 44 labels,
+H = 640, V + 1 = 4,232, 424 negatives an utterance, bfloat16: lattice and sums of the projections' gradients 142 MiB,
+which leaves 116 for tiles, projections 70, weight gradient 12, together 339 MiB. The logits of a full softmax and their
 gradient alone are 45 GiB.
 """
 
@@ -51,6 +51,7 @@ def joint_memory(
     workspace_mib: int = 256,
     itemsize: int = 2,
     durations: int = 0,
+    candidates: int | None = None,
 ) -> JointMemory:
     """Peak memory of one training step of :class:`SampledRNNTJoint` on a GPU.
 
@@ -58,27 +59,27 @@ def joint_memory(
         lattice: frames and labels of each utterance.
         vocabulary: V, without blank.
         hidden, encoder_width: H, and the channels of the encoder's outputs.
-        n_samples: negatives; None is the exact loss.
+        n_samples: negatives; None is the exact loss, unless candidates are given.
         scope, workspace_mib: as in ``sampled_softmax``.
         itemsize: bytes of the compute dtype; the weight is float32.
         durations: D of a TDT model, whose columns every cell has, and weights in the lattice.
+        candidates: of the largest set, where they are known; else blank, all labels and n_samples.
 
     Approximate: kernels and small tables are left out; a batch with other padding differs.
     """
     batch, frames, labels = lattice.utterances, max(lattice.frames), max(lattice.labels)
-    own = n_samples is not None and scope == "utterance"
-    outputs = vocabulary + 1 + durations
-    if n_samples is None:
-        columns = outputs
-    else:
-        columns = aligned(1 + labels * (1 if own else batch) + n_samples + durations)
+    if n_samples is not None and candidates is None:
+        candidates = 1 + labels * (1 if scope == "utterance" else batch) + n_samples
+    sampled, outputs = candidates is not None, vocabulary + 1 + durations
+    own = sampled and scope == "utterance"
+    columns = aligned(candidates + durations) if sampled else outputs
     sum_bytes = (aligned(hidden) + ALIGNMENT) * FLOAT  # of a row of the weight's gradient, and of the bias'
     if own:
         utterance_bytes = set_bytes(columns, hidden, itemsize)
         rows = (min(outputs, batch * columns) + columns) * sum_bytes
     else:
         utterance_bytes = 0
-        rows = columns * (sum_bytes + (hidden * itemsize if itemsize < FLOAT or n_samples is not None else 0))
+        rows = columns * (sum_bytes + (hidden * itemsize if itemsize < FLOAT or sampled else 0))
 
     cell_bytes = Workspace.bytes_per_cell(hidden, aligned(columns), itemsize, backward=True)
     beside = bytes_beside(lattice, frames, labels + 1, hidden, FLOAT, durations, encoder=True, predictor=True)

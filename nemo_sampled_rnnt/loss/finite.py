@@ -53,11 +53,11 @@ class FiniteWatch:
         arrived.record(torch.cuda.current_stream(device))  # which the current device may not be
         self._under_way.add(device)
 
-    def poll(self, device: torch.device) -> None:
-        """Report what an earlier step on this device left, if anything."""
-        if device in self._under_way:
-            self._under_way.remove(device)
-            host, arrived = self._mail[device]
+    def poll(self, device: torch.device | None = None) -> None:
+        """Report what an earlier step on this device left, if anything; None: on any."""
+        for arriving in self._under_way & {device} if device is not None else set(self._under_way):
+            self._under_way.remove(arriving)
+            host, arrived = self._mail[arriving]
             arrived.synchronize()
             self._report(host)
 

@@ -11,7 +11,7 @@ import torch
 
 from nemo_sampled_rnnt.loss.checks import check_options, check_tensors, make_problem, survey
 from nemo_sampled_rnnt.loss.finite import FiniteWatch
-from nemo_sampled_rnnt.loss.problem import Options
+from nemo_sampled_rnnt.loss.problem import Options, Problem
 
 _watch = FiniteWatch()
 
@@ -115,9 +115,9 @@ def sampled_rnnt_loss(
 def transducer_loss(
     encoder, predictor, weight, bias, targets, encoder_lengths, target_lengths, negatives, negative_log_prob,
     options: Options,
-) -> tuple[torch.Tensor, torch.Tensor, list[int]]:  # fmt: skip
-    """As :func:`sampled_rnnt_loss`; (B,) the losses before reduction, which are the caller's to report; and how many
-    candidates each set has (one number in the batch scope and without sampling)."""
+) -> tuple[torch.Tensor, torch.Tensor, Problem]:  # fmt: skip
+    """As :func:`sampled_rnnt_loss`; (B,) the losses before reduction, which are the caller's to report; and the
+    checked batch, which knows its sizes and sets."""
     check_options(options)
     durations = len(options.durations or ())
     check_tensors(
@@ -133,7 +133,7 @@ def transducer_loss(
         problem = make_problem(
             encoder, weight, targets, encoder_lengths, target_lengths, negatives, negative_log_prob, options, survey
         )
-        return *run(encoder, predictor, weight, bias, problem), problem.candidate_count
+        return *run(encoder, predictor, weight, bias, problem), problem
 
 
 def device_of(tensor: torch.Tensor):

@@ -16,7 +16,7 @@ from nemo.collections.asr.parts.submodules.ctc_decoding import (
 )
 from nemo.core.classes.mixins import AccessMixin
 from nemo.utils import logging
-from omegaconf import ListConfig, OmegaConf, open_dict
+from omegaconf import OmegaConf, open_dict
 
 from nemo_sampled_rnnt.models.config import has_tokenizer, is_hybrid
 from nemo_sampled_rnnt.models.ctc_scores import (
@@ -60,7 +60,7 @@ class CTCHeadMixin(InterCTCMixin):
         with open_dict(aux):
             if not aux.decoder.get("feat_in"):
                 aux.decoder.feat_in = self.encoder._feat_out
-            aux.decoder.vocabulary = ListConfig(vocabulary)
+            aux.decoder.vocabulary = self.cfg.joint.vocabulary  # copied, which is half the work of a list made anew
             if aux.decoder.get("num_classes", -1) < 1:
                 aux.decoder.num_classes = len(vocabulary)
             if aux.get("decoding") is None:

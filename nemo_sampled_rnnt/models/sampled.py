@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from nemo.collections.asr.data.audio_to_text_dali import DALIOutputs
 from nemo.collections.common.parts.preprocessing.parsers import make_parser
@@ -9,6 +11,7 @@ from nemo.core.classes.mixins import AccessMixin
 from nemo.utils import model_utils
 from omegaconf import DictConfig
 
+from nemo_sampled_rnnt.models.aggregate import AggregateMixin, MultilingualTokenizer
 from nemo_sampled_rnnt.models.config import has_tokenizer, prepare_config
 from nemo_sampled_rnnt.models.ctc_head import CTCHeadMixin
 from nemo_sampled_rnnt.models.export import StockExportMixin
@@ -20,7 +23,9 @@ from nemo_sampled_rnnt.models.vocabulary import VocabularyMixin
 from nemo_sampled_rnnt.models.weights import WeightsMixin
 
 
-class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMixin, MeteringMixin, StockExportMixin):
+class SampledSoftmaxMixin(
+    RestoreMixin, WeightsMixin, VocabularyMixin, AggregateMixin, CTCHeadMixin, MeteringMixin, StockExportMixin
+):
     """NeMo's steps, with the order of joint and CTC head turned round: the posteriors choose the sample.
 
         loss = (1 - ctc_loss_weight) rnnt_loss + ctc_loss_weight ctc_loss          (as NeMo's hybrid models)
@@ -62,6 +67,7 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
             transcript_lengths=transcript_len,
             compute_wer=compute_wer,
             ctc_posteriors=self._posteriors(scores, transcript, transcript_len),
+            training_step=True,
         )
         loss = self.add_auxiliary_losses(loss)
         logs = {
@@ -89,11 +95,21 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
     def validation_pass(self, batch, batch_idx, dataloader_idx=0):
         """The exact loss, tiled, and WER; of the CTC head too.
 
-        In eval mode, whatever ran before: NeMo's transcribe leaves the joint in training mode.
+        In eval mode, whatever ran before: NeMo's transcribe leaves whole parts, the joint say, in training mode.
         """
+        if not any(part.training for part in (self, *self.children())):  # as Lightning leaves it, batch after batch
+            return self._validation_pass(batch)
         with kept_modes(self):
             self.eval()
             return self._validation_pass(batch)
+
+    def multi_validation_epoch_end(self, outputs, dataloader_idx: int = 0):
+        self.joint.report_left_out()
+        return super().multi_validation_epoch_end(with_finite_losses(outputs), dataloader_idx)
+
+    def multi_test_epoch_end(self, outputs, dataloader_idx: int = 0):
+        self.joint.report_left_out()
+        return super().multi_test_epoch_end(with_finite_losses(outputs), dataloader_idx)
 
     def _validation_pass(self, batch):
         encoded, encoded_len, transcript, transcript_len = self._encode(batch)
@@ -111,7 +127,9 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
         logs = {"val_wer_num": numerator, "val_wer_denom": denominator, "val_wer": wer}
         scores = self.score_ctc(encoded, encoded_len, transcript, transcript_len, compute_wer=True)
         if scores is not None:
-            logs |= {} if loss is None else {"val_rnnt_loss": loss}
+            if loss is not None:
+                logs["val_rnnt_loss"] = loss
+                scores = replace(scores, loss=torch.where(loss.isfinite(), scores.loss, torch.nan))  # of nothing, too
             loss, ctc_logs = self.add_ctc_loss(loss, scores, encoded_len, transcript, transcript_len, "val_", True)
             logs |= ctc_logs
         if loss is not None:
@@ -139,21 +157,24 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
         super().on_fit_start()
         if self.joint.needs_unigram_counts:
             path = self.joint.sampled_softmax.unigram_counts
-            counts = unigram_counts(path, self.cfg.train_ds, self._text_to_ids(), self.joint.vocabulary)
+            counts = unigram_counts(path, self.cfg.get("train_ds"), self._text_to_ids(), self.joint.vocabulary)
             self.joint.set_unigram_counts(counts)
 
     def _text_to_ids(self):
-        """How NeMo's datasets turn a transcript into labels; None for one that they leave out."""
+        """How NeMo's datasets turn a transcript and its language into labels; None for one that they leave out."""
+        if isinstance(getattr(self, "tokenizer", None), MultilingualTokenizer):
+            return self.tokenizer.spoken_to_ids
         if has_tokenizer(type(self)):
-            return self.tokenizer.text_to_ids
-        data = self.cfg.train_ds
-        return make_parser(
+            return lambda text, lang: self.tokenizer.text_to_ids(text)
+        data = self.cfg.get("train_ds") or {}
+        parser = make_parser(
             labels=list(self.joint.vocabulary),
             name=data.get("parser", "en"),
             unk_id=data.get("unk_index", -1),
             blank_id=data.get("blank_index", -1),
             do_normalize=data.get("normalize_transcripts", False),
         )
+        return lambda text, lang: parser(text)
 
     def on_save_checkpoint(self, checkpoint):
         super().on_save_checkpoint(checkpoint)
@@ -173,3 +194,15 @@ class SampledSoftmaxMixin(RestoreMixin, WeightsMixin, VocabularyMixin, CTCHeadMi
         finally:
             self.joint._fuse_loss_wer, self.joint.log_softmax = True, log_softmax
             self.decoder._rnnt_export = False
+
+
+def with_finite_losses(outputs: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+    """Outputs of validation batches, made fit for NeMo's means over batches.
+
+    A batch in which no utterance has a finite loss gets the others' mean, and so has no part in it; where there are no
+    others, the mean is NaN.
+    """
+    names = [name for name in outputs[0] if "loss" in name] if outputs else []
+    losses = {name: torch.stack([output[name] for output in outputs]) for name in names}
+    losses = {name: x.where(x.isfinite(), x[x.isfinite()].mean()) for name, x in losses.items()}
+    return [output | {name: losses[name][i] for name in names} for i, output in enumerate(outputs)]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import os
 
 import torch
 from nemo.collections.asr.losses.rnnt import RNNTLoss
+from nemo.collections.asr.parts.mixins import ASRBPEMixin
+from nemo.core.classes.common import Serialization
 from nemo.utils import logging
-from omegaconf import ListConfig, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
+from nemo_sampled_rnnt.models.config import has_tokenizer
+
+SPECIAL = {"<unk>", "<s>", "</s>", "<pad>", "[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"}  # whatever the language
 NEW_SHARE = 1e-3  # of the probability of the known labels: what all new ones together have at most, before training
 
 
@@ -25,8 +32,10 @@ class VocabularyMixin:
                 where the new vocabulary has their labels. Transcripts stay as they are if it has them all.
 
         Raises:
-            ValueError: extend, and the vocabularies have no label in common.
+            ValueError: extend, and the vocabularies have no label in common; nothing is changed.
         """
+        if extend:
+            self._refuse_strange_labels(*args, **kwargs)
         old = {part: getattr(self, part) for part in ("decoder", "joint", "ctc_decoder") if hasattr(self, part)}
         super().change_vocabulary(*args, **kwargs)
         if self.joint is old["joint"]:
@@ -43,6 +52,22 @@ class VocabularyMixin:
         if extend:
             self._extend(old)
 
+    def _refuse_strange_labels(self, *args, **kwargs) -> None:
+        """Look at a new vocabulary before NeMo changes anything; what is none at all is NeMo's to refuse."""
+        call = inspect.signature(super().change_vocabulary).bind(*args, **kwargs).arguments
+        if not has_tokenizer(type(self)):
+            labels = call["new_vocabulary"] or []
+        else:
+            source, kind = call["new_tokenizer_dir"], call["new_tokenizer_type"]
+            config = source if isinstance(source, DictConfig) else OmegaConf.create({"dir": source, "type": kind})
+            labels = Loader().labels(config) if config is source or os.path.isdir(source) else []
+        if labels and not set(self.joint.vocabulary) & set(labels) - SPECIAL:
+            raise ValueError(
+                f"the old vocabulary ({len(self.joint.vocabulary)} labels, such as {list(self.joint.vocabulary)[-3:]}) "
+                f"and the new one ({len(labels)}, such as {list(labels)[-3:]}) have no label in common, so there is "
+                "nothing to extend: call change_vocabulary without extend"
+            )
+
     def _rebuild_loss(self) -> None:
         name, options = self.extract_rnnt_loss_cfg(self.cfg.get("loss"))
         self.loss = RNNTLoss(
@@ -58,8 +83,6 @@ class VocabularyMixin:
         """Carry the weights of the old modules over; says which labels are lost."""
         before, after = list(old["joint"].vocabulary), list(self.joint.vocabulary)
         pairs = same_labels(before, after)
-        if not pairs:
-            raise ValueError("the vocabularies have no label in common: call change_vocabulary without extend")
         logging.info(f"Vocabulary of {len(before)} labels extended to {len(after)}, {len(pairs)} of them known.")
         if len(pairs) < len(before):
             lost = sorted(set(range(len(before))) - {i for i, _ in pairs})
@@ -79,6 +102,17 @@ class VocabularyMixin:
                 if part != "decoder":
                     start_below(layer, new_layers[name], [i for i, _ in pairs], len(after) - len(pairs))
                 copy_rows(layer, new_layers[name], pairs, (len(before), len(after)))
+
+
+class Loader(ASRBPEMixin, Serialization):
+    """NeMo's way to a tokenizer, for no model."""
+
+    def register_artifact(self, name, path):
+        return path
+
+    def labels(self, config: DictConfig) -> list[str]:
+        self._setup_tokenizer(config)
+        return list(self.tokenizer.tokenizer.get_vocab())
 
 
 def same_labels(before: list[str], after: list[str]) -> list[tuple[int, int]]:

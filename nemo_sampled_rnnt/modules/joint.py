@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
 from nemo.collections.asr.modules.rnnt import RNNTJoint
 from nemo.core.classes import typecheck
 from nemo.core.neural_types import NeuralType, ProbsType
-from nemo.utils import logging
+from nemo.utils import logging, logging_mode
 
+from nemo_sampled_rnnt.joint_memory import JointMemory, joint_memory
 from nemo_sampled_rnnt.loss.finite import FiniteWatch
 from nemo_sampled_rnnt.loss.function import transducer_loss
-from nemo_sampled_rnnt.loss.problem import Options
-from nemo_sampled_rnnt.memory import Peak, peak_memory
+from nemo_sampled_rnnt.loss.problem import Options, Problem
 from nemo_sampled_rnnt.meter import Meter
 from nemo_sampled_rnnt.modules.nemo_loss import LossSettings, loss_settings
 from nemo_sampled_rnnt.sampling import Frames, Negatives, NegativeSampler, SampledSoftmax
+
+EXACT_IN_EVAL = (
+    "SampledRNNTJoint is in eval mode, so its loss is the exact one, with gradients too. If it was frozen and this is "
+    "training, use a model class of nemo_sampled_rnnt, which samples all the same, or call joint.train() (its "
+    "parameters stay frozen)."
+)
 
 
 class SampledRNNTJoint(RNNTJoint):
     """RNN-T joint whose training loss scores blank, the labels and a sample of the vocabulary.
 
-    In training the loss is the sampled one; in eval mode it is exact. Either way joint and loss are computed
+    In training the loss is the sampled one; in validation it is exact. Either way joint and loss are computed
     together, tile by tile, and the tensor [B, T, U, V] is not built. Decoding, export and every parameter are
     those of :class:`RNNTJoint`, so checkpoints interchange.
 
@@ -78,7 +83,7 @@ class SampledRNNTJoint(RNNTJoint):
         self._sampler: NegativeSampler | None = None
         self._unigram_counts: torch.Tensor | None = None
         self._training_watch = FiniteWatch(agree=_any_rank)
-        self._eval_watch = FiniteWatch()
+        self._eval_watch = FiniteWatch(agree=torch.zeros_like)  # a validation goes on, whatever a batch holds
         self._first_draw = 0
         self.step: int | None = None  # optimizer steps so far, which the model sets at each batch; of the schedule
         self.measuring = False  # the model asks for a measurement of this batch
@@ -88,12 +93,16 @@ class SampledRNNTJoint(RNNTJoint):
 
     @property
     def input_types(self):
-        """NeMo's ports, and (B, V) CTC posteriors."""
-        return {**super().input_types, "ctc_posteriors": NeuralType(("B", "D"), ProbsType(), optional=True)}
+        """NeMo's ports, (B, V) CTC posteriors, and whether this is training."""
+        ours = {
+            "ctc_posteriors": NeuralType(("B", "D"), ProbsType(), optional=True),
+            "training_step": NeuralType(optional=True),
+        }
+        return super().input_types | ours
 
     @property
     def disabled_deployment_input_names(self):
-        return super().disabled_deployment_input_names | {"keep_hypotheses", "ctc_posteriors"}
+        return super().disabled_deployment_input_names | {"keep_hypotheses", "ctc_posteriors", "training_step"}
 
     @property
     def needs_ctc_posteriors(self) -> bool:
@@ -120,6 +129,7 @@ class SampledRNNTJoint(RNNTJoint):
         compute_wer: bool = False,
         keep_hypotheses: bool = False,
         ctc_posteriors: torch.Tensor | None = None,
+        training_step: bool | None = None,
     ):
         """Loss and WER of a batch, as NeMo's fused joint; the logits of the full joint while exporting.
 
@@ -132,9 +142,12 @@ class SampledRNNTJoint(RNNTJoint):
             compute_wer: decode the batch and score it.
             keep_hypotheses: keep what was decoded for :meth:`get_hypotheses`.
             ctc_posteriors: (B, V) float, mean posterior of each label; needed by the sampler "ctc" in training.
+            training_step: train, so sample, also where this module is frozen in eval mode (which leaves out dropout and
+                masking only); None: the mode says.
 
         Returns:
-            loss (None without decoder_outputs), WER, its numerator and denominator (None without compute_wer).
+            loss (None without decoder_outputs; NaN in validation where no utterance has a finite one), WER, its
+            numerator and denominator (None without compute_wer).
 
         Raises:
             RuntimeError: asked for the full joint while training.
@@ -146,6 +159,10 @@ class SampledRNNTJoint(RNNTJoint):
                 "SampledRNNTJoint computes the loss and needs encoder_lengths, transcripts and transcript_lengths; "
                 "for the logits of given projections call joint_after_projection"
             )
+        if training_step is None:
+            training_step = self.training
+            if not training_step and torch.is_grad_enabled() and decoder_outputs is not None and self.samples_now:
+                logging.warning(EXACT_IN_EVAL, mode=logging_mode.ONCE)
         loss = None
         if decoder_outputs is not None:
             loss = self._transducer_loss(
@@ -156,11 +173,12 @@ class SampledRNNTJoint(RNNTJoint):
                 transcript_lengths,
                 ctc_posteriors,
                 compute_wer,
+                training_step,
             )
         wer = (None, None, None)
         if compute_wer:
             wer = self._word_error_rate(
-                encoder_outputs, encoder_lengths, transcripts, transcript_lengths, keep_hypotheses
+                encoder_outputs, encoder_lengths, transcripts, transcript_lengths, keep_hypotheses, training_step
             )
         return (loss, *wer)
 
@@ -173,53 +191,56 @@ class SampledRNNTJoint(RNNTJoint):
             )
         return self.joint(encoder_outputs.transpose(1, 2), decoder_outputs.transpose(1, 2))
 
-    def _transducer_loss(self, encoder, decoder, encoder_lengths, transcripts, transcript_lengths, posteriors, logged):
-        """Sampled in training mode, exact in eval mode."""
+    def _transducer_loss(
+        self, encoder, decoder, encoder_lengths, transcripts, transcript_lengths, posteriors, logged, training_step
+    ):
+        """Sampled in training, exact in validation."""
         settings, config = self._loss_settings(), self.sampled_softmax
         self._refuse_what_is_not_computed()
         predictor = self.project_prednet(decoder)
         negatives = Negatives(None, None)
-        if self.training:
-            if self.masking_prob > 0:  # HAINAN: the predictor is masked at random label positions
-                kept = torch.rand(*predictor.shape[:2], 1, device=predictor.device) > self.masking_prob
-                predictor = predictor * kept
+        if self.training and self.masking_prob > 0:  # HAINAN: the predictor is masked at random label positions
+            kept = torch.rand(*predictor.shape[:2], 1, device=predictor.device) > self.masking_prob
+            predictor = predictor * kept
+        if training_step:
             negatives = self._draw(encoder.shape[1], encoder_lengths, transcripts, transcript_lengths, posteriors)
         output = self.joint_net[-1]
-        logged = logged and self.training
-        with peak_memory(encoder.device) if logged and encoder.is_cuda else contextlib.nullcontext() as peak:
-            projected = self._project_finite(encoder)
-            loss, costs, candidates = transducer_loss(
-                projected,
-                predictor,
-                output.weight,
-                output.bias,
-                transcripts,
-                encoder_lengths,
-                transcript_lengths,
-                negatives.ids,
-                negatives.log_prob if config is not None and config.correction else None,
-                Options(
-                    activation=self.activation.lower(),
-                    dropout=self._dropout() if self.training else 0.0,
-                    fastemit_lambda=settings.fastemit_lambda,
-                    clamp=settings.clamp,
-                    reduction=self.loss.reduction,
-                    workspace_mib=256 if config is None else config.workspace_mib,
-                    impl="auto" if config is None else config.impl,
-                    durations=settings.durations,
-                    sigma=settings.sigma,
-                    omega=settings.omega if self.training else 0.0,
-                    max_logits=config.max_logits if negatives.ids is not None else None,
-                ),
-            )
-        self.training_statistics = self._statistics(candidates, peak) if logged else {}
-        if self.training:
+        projected = self._project_finite(encoder)
+        loss, costs, problem = transducer_loss(
+            projected,
+            predictor,
+            output.weight,
+            output.bias,
+            transcripts,
+            encoder_lengths,
+            transcript_lengths,
+            negatives.ids,
+            negatives.log_prob if config is not None and config.correction else None,
+            Options(
+                activation=self.activation.lower(),
+                dropout=self._dropout() if self.training else 0.0,
+                fastemit_lambda=settings.fastemit_lambda,
+                clamp=settings.clamp,
+                reduction=self.loss.reduction,
+                workspace_mib=256 if config is None else config.workspace_mib,
+                impl="auto" if config is None else config.impl,
+                durations=settings.durations,
+                sigma=settings.sigma,
+                omega=settings.omega if training_step else 0.0,
+                max_logits=config.max_logits if negatives.ids is not None else None,
+            ),
+        )
+        self.training_statistics = self._statistics(problem, projected) if logged and training_step else {}
+        if training_step:
             self.measurement = {}
             if self.measuring and negatives.ids is not None:
                 lengths = encoder_lengths, transcript_lengths
                 self.measurement = self._measure(projected, predictor, transcripts, *lengths, negatives, posteriors)
-        (self._training_watch if self.training and torch.is_grad_enabled() else self._eval_watch).submit(costs)
-        return loss
+        if training_step and torch.is_grad_enabled():
+            self._training_watch.submit(costs)
+            return loss
+        self._eval_watch.submit(costs)
+        return torch.where(costs.isfinite().any(), loss, torch.nan)
 
     def _draw(self, longest, encoder_lengths, transcripts, transcript_lengths, posteriors) -> Negatives:
         """The negatives of a training batch; none where training is exact."""
@@ -246,16 +267,35 @@ class SampledRNNTJoint(RNNTJoint):
             target_lengths, negatives, posteriors, self.activation.lower(), turn,
         )  # fmt: skip
 
-    def _statistics(self, counts: list[int], peak: Peak | None):
-        """What training logs: candidates in a set, their share of the vocabulary, and on a GPU the measured memory."""
-        counts, config = torch.tensor(counts, dtype=torch.float32), self.sampled_softmax
+    def _statistics(self, problem: Problem, projected: torch.Tensor):
+        """What training logs: candidates in a set, their share of the vocabulary, and the memory of all this."""
+        counts, config = torch.tensor(problem.candidate_count, dtype=torch.float32), self.sampled_softmax
         candidates = counts.mean()
-        statistics = {"train_candidates": candidates, "train_candidate_share": candidates / (self._vocab_size + 1)}
+        statistics = {
+            "train_candidates": candidates,
+            "train_candidate_share": candidates / (self._vocab_size + 1),
+            "train_joint_memory_mib": self._memory(problem, projected).total / 2**20,
+        }
         if config is not None and config.auto:
             statistics |= {"train_candidates_min": counts.min(), "train_candidates_max": counts.max()}
         if self._sampler is not None and self._sampler.uniform_instead is not None:
             statistics["train_drawn_uniformly"] = self._sampler.uniform_instead.float()
-        return statistics if peak is None else statistics | {"train_joint_memory_mib": peak.mib}
+        return statistics
+
+    def _memory(self, problem: Problem, projected: torch.Tensor) -> JointMemory:
+        """By arithmetic: torch keeps one peak for all who read it, and measuring would start it anew."""
+        options, sampled = problem.options, problem.candidates.ids is not None
+        return joint_memory(
+            problem.lattice,
+            self._vocab_size,
+            projected.shape[2],
+            self.encoder_hidden,
+            scope="utterance" if problem.per_utterance else "batch",
+            workspace_mib=options.workspace_mib,
+            itemsize=projected.element_size(),
+            durations=len(options.durations or ()),
+            candidates=max(problem.candidate_count) if sampled else None,
+        )
 
     def _project_finite(self, encoder: torch.Tensor) -> torch.Tensor:
         """Frames that are not finite stay so, but not through the projection: its gradient would be 0 x NaN."""
@@ -283,10 +323,12 @@ class SampledRNNTJoint(RNNTJoint):
         """(V,) how often each label comes in the training text, for the sampler "unigram"."""
         self._unigram_counts, self._sampler = counts, None
 
-    def _word_error_rate(self, encoder_outputs, encoder_lengths, transcripts, transcript_lengths, keep_hypotheses):
+    def _word_error_rate(
+        self, encoder_outputs, encoder_lengths, transcripts, transcript_lengths, keep_hypotheses, training_step
+    ):
         """WER of the batch. While training no rank waits for another, since ranks may hold different batches."""
         synced = self.wer._to_sync
-        if self.training:
+        if training_step:
             self.wer._to_sync = False
         try:
             self.wer.update(
@@ -300,6 +342,10 @@ class SampledRNNTJoint(RNNTJoint):
         finally:
             self.wer.reset()
             self.wer._to_sync = synced
+
+    def report_left_out(self) -> None:
+        """Say what a validation left out, its last batch too, which a GPU would report at the next validation."""
+        self._eval_watch.poll()
 
     def set_loss(self, loss):
         """Take reduction, FastEmit, clamp and TDT's settings from the loss NeMo built; refuse one of another kind."""

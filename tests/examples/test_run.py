@@ -36,12 +36,19 @@ def test_two_ranks(arguments, tmp_path):
     assert type(ASRModel.restore_from(str(tmp_path / "stock.nemo"))) is EncDecRNNTBPEModel
 
 
+def test_ranks_and_spawned_workers(tmp_path):
+    """All are this script run by us, also where its first argument is a Python file."""
+    output = run("-m", "nemo_sampled_rnnt.run", ROOT / "tests" / "examples" / "two_processes.py", "settings.py", "b=1")
+    for rank in (0, 1):
+        assert f"rank {rank} of two_processes.py ['settings.py', 'b=1']: 2 steps" in output
+
+
 def test_the_script_sees_what_it_always_sees(tmp_path):
     (tmp_path / "neighbour.py").write_text("name = 'neighbour'")
     script = tmp_path / "script.py"
-    script.write_text("import sys, neighbour; print(__name__, __file__, *sys.argv, neighbour.name)")
+    script.write_text("import sys, neighbour; print(__name__, __file__, __doc__, *sys.argv, neighbour.name)")
     alone, through_us = run(script, "a", "b=1"), run("-m", "nemo_sampled_rnnt.run", script, "a", "b=1")
-    assert through_us == alone and f"__main__ {script} {script} a b=1 neighbour" in alone
+    assert through_us == alone and f"__main__ {script} None {script} a b=1 neighbour" in alone
 
 
 def test_no_script():

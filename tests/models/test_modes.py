@@ -5,11 +5,13 @@ import json
 import lightning.pytorch as pl
 import pytest
 import torch
-from families import BPE
+from families import BPE, HYBRID
 from tiny import fit
 from torch.utils.data import DataLoader
 
+from nemo_sampled_rnnt.models import sampled
 from nemo_sampled_rnnt.models.ctc_scores import scores_of_log_probs
+from nemo_sampled_rnnt.models.modes import kept_modes
 
 PARTS = ("encoder", "decoder", "joint", "ctc_decoder")
 EVERYWHERE_FINITE = {"encoder": {"conv_norm_type": "layer_norm"}}  # batch norm alone would spread a NaN
@@ -26,15 +28,17 @@ class Transcribing(pl.Callback):
 
 
 @pytest.mark.parametrize("sampler", ["ctc", "uniform"])
-def test_transcribing_before_a_validation(sampler, tokenizer, speech):
+def test_transcribing_before_a_validation(sampler, tokenizer, speech, monkeypatch):
     """NeMo leaves the joint in training mode: the loss is exact all the same, and nothing is drawn."""
     path = json.loads(speech.read_text().splitlines()[0])["audio_filepath"]
-    losses = []
+    losses, kept = [], []
+    monkeypatch.setattr(sampled, "kept_modes", lambda model: kept.append(model) or kept_modes(model))
     for callback in ([], [Transcribing(path)]):
+        assert not kept, "no module is looked through where all are in eval mode"
         model = BPE.build(tokenizer, speech, sampled_softmax={"n_samples": 7, "sampler": sampler, "seed": 4})
         losses.append(fit(model, 2, callbacks=callback).callback_metrics["val_loss"])
         assert model.joint.draws == 2
-    assert callback[0].found
+    assert callback[0].found and kept
     torch.testing.assert_close(losses[1], losses[0])
 
 
@@ -50,6 +54,26 @@ def test_training_after_an_export(tokenizer, speech, tmp_path):
     for part in PARTS:
         assert any(name.startswith(f"{part}.") for name in changed), f"{part} did not learn"
     assert model.joint.draws == 2
+
+
+def freeze_joint(model):
+    model.joint.freeze()
+
+
+def freeze_all_but_encoder(model):
+    model.freeze()
+    model.encoder.unfreeze()
+
+
+@pytest.mark.parametrize("freeze", [freeze_joint, freeze_all_but_encoder])
+@pytest.mark.parametrize("sampler", ["ctc", "uniform"])
+def test_a_frozen_joint(sampler, freeze, tokenizer, speech):
+    """NeMo's freeze leaves it in eval mode; the steps around it are training all the same."""
+    model = BPE.build(tokenizer, speech, sampled_softmax={"n_samples": 7, "sampler": sampler})
+    freeze(model)
+    metrics = fit(model, 2).callback_metrics
+    assert not model.joint.training and model.joint.draws == 2
+    assert metrics["train_candidates"] < 62 and metrics["val_loss"].isfinite()
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
@@ -70,6 +94,35 @@ def test_a_recording_that_is_not_finite(poison, tokenizer, speech):
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert trainer.callback_metrics["train_loss"].isfinite()
     assert model.joint._training_watch.left_out == 2
+
+
+@pytest.mark.parametrize("family", [BPE, HYBRID], ids=["BPE", "HYBRID"])
+def test_a_validation_with_a_recording_that_is_not_finite(family, tokenizer, speech, caplog):
+    """Its utterance has no part in the mean; nor has its batch, where it is the only one."""
+    random = torch.Generator().manual_seed(0)
+
+    def batch(size, poisoned=None):
+        signal = 0.1 * torch.randn(size, 16000, generator=random)
+        if poisoned is not None:
+            signal[poisoned, 5000] = torch.nan
+        return signal, torch.full((size,), 16000), torch.randint(5, (size, 4), generator=random), torch.full((size,), 4)
+
+    good, mixed, alone = batch(3), batch(3, poisoned=1), batch(1, poisoned=0)
+    rest = tuple(part[[0, 2]] for part in mixed)
+    model = family.build(tokenizer, speech, more=EVERYWHERE_FINITE)
+
+    def validate(*batches):
+        trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+        model.set_trainer(trainer)
+        return trainer.validate(model, DataLoader(batches, batch_size=None), verbose=False)[0]
+
+    expected, got = validate(good, rest), validate(good, mixed, alone)
+    losses = [name for name in expected if "loss" in name]
+    assert {"val_loss", "val_rnnt_loss", "val_ctc_loss"} <= set(losses)
+    for name in losses:
+        assert got[name] == pytest.approx(expected[name], rel=1e-5), name
+    assert "indices [1] in the batch (1 so far)" in caplog.text and "indices [0] in the batch (2 so far)" in caplog.text
+    assert not any(value == value for name, value in validate(alone).items() if name in losses), "NaN: there is none"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

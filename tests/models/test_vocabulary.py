@@ -7,6 +7,7 @@ import torch
 from families import BPE, CHARACTER, CHARACTER_HYBRID, FAMILIES, HYBRID, with_ctc_that_speaks
 from nemo.collections.asr.models import ASRModel
 from omegaconf import OmegaConf
+from sentencepiece import SentencePieceTrainer
 from tiny import CHARACTERS, extend_tokenizer, fit, make_tokenizer, talkative, texts
 
 from nemo_sampled_rnnt.models import vocabulary as module
@@ -192,9 +193,28 @@ def test_shrinking_says_what_is_lost(tokenizer, speech, caplog):
     assert torch.equal(model.joint.joint_net[-1].weight[[1, 3]], old)
 
 
-def test_nothing_in_common(tokenizer, speech):
-    with pytest.raises(ValueError, match="no label in common: call change_vocabulary without extend"):
-        CHARACTER.build(tokenizer, speech).change_vocabulary(["1", "2", "3"], extend=True)
+@every_family
+def test_nothing_in_common(family, tokenizer, speech, tmp_path):
+    """Refused before anything is changed; <unk>, which every tokenizer has, does not count."""
+    model = family.build(tokenizer, speech)
+    parts, config = dict(model.named_modules()), OmegaConf.to_yaml(model.cfg)
+    artifacts = getattr(model, "artifacts", {}).copy()
+    new = [["1", "2", "3"]]
+    if family.pieces:
+        text, model_prefix = tmp_path / "text.txt", tmp_path / "tokenizer"
+        text.write_text("\n".join(["123231312"] * 20))
+        SentencePieceTrainer.train(
+            input=str(text), model_prefix=str(model_prefix), vocab_size=6, model_type="char", minloglevel=2,
+            add_dummy_prefix=False,
+        )  # fmt: skip
+        (tmp_path / "vocab.txt").write_text("1\n2\n3")
+        new = [str(tmp_path), "bpe"]
+    with pytest.raises(ValueError, match="no label in common.*: call change_vocabulary without extend"):
+        model.change_vocabulary(*new, extend=True)
+    assert dict(model.named_modules()) == parts and OmegaConf.to_yaml(model.cfg) == config
+    assert getattr(model, "artifacts", {}) == artifacts
+    if family.pieces:
+        assert model.tokenizer.vocab_size == len(model.joint.vocabulary)
 
 
 def test_same_characters_change_nothing(tokenizer, speech):
@@ -212,7 +232,7 @@ def test_aggregate_tokenizer(tokenizer, speech, tmp_path):
     encoded = torch.randn(3, 16, 17, generator=torch.Generator().manual_seed(3))
     lengths = torch.tensor([17, 13, 5])
 
-    def heard():  # as pieces, for NeMo's CTC decoding makes no text with such a tokenizer
+    def heard():  # as pieces, since a text leaves open which language's they are
         transducer = model.decoding.rnnt_decoder_predictions_tensor(encoded, lengths, return_hypotheses=True)
         frames = model.ctc_decoder(encoder_output=encoded).argmax(dim=-1)
         labels = [*model.joint.vocabulary, "blank"]

@@ -24,6 +24,7 @@ from nemo.collections.asr.modules import RNNTJoint
 from nemo_sampled_rnnt import sampled_rnnt_loss
 from nemo_sampled_rnnt.memory import peak_memory
 from nemo_sampled_rnnt.modules import SampledRNNTJoint
+from nemo_sampled_rnnt.modules.joint import EXACT_IN_EVAL
 
 V = len(VOCABULARY)
 UNIFORM = {"sampled_softmax": {"n_samples": 4, "sampler": "uniform", "seed": 3, "workspace_mib": 1}}
@@ -426,6 +427,35 @@ class TestWordErrorRate:
         batch.call(ours.eval(), compute_wer=True)
         with pytest.raises(ValueError, match="No hypotheses"):
             ours.get_hypotheses()
+
+
+def test_frozen_in_eval_mode(monkeypatch):
+    """The caller says what is training; without a word the mode says it, and is named once."""
+    from nemo.utils import logging, logging_mode
+
+    said = []
+    ours, batch = equip(make_joint(OURS, dropout=0.5, **UNIFORM)).eval(), make_batch()
+    monkeypatch.setattr(logging, "warning", lambda *args, **more: said.append((*args, more)))
+    exact = batch.call(ours)[0]
+    assert said == [(EXACT_IN_EVAL, {"mode": logging_mode.ONCE})] and ours.draws == 0
+    sampled = batch.call(ours, training_step=True)[0]
+    assert sampled < exact - 0.5 and ours.draws == 1 and not ours.training
+    ours.continue_draws(0)
+    assert batch.call(ours, training_step=True)[0] == sampled, "without dropout"
+    batch.call(ours.train(), training_step=False)
+    with torch.no_grad():
+        batch.call(ours.eval())
+    assert ours.draws == 1 and len(said) == 1
+
+
+def test_nothing_finite_in_a_validation(caplog):
+    """It is named, and the loss of nothing is no number."""
+    ours = equip(make_joint(OURS, **UNIFORM)).eval()
+    batch = make_batch()
+    ours.enc.register_forward_hook(lambda *call: call[-1] * float("nan"))
+    with torch.no_grad():
+        assert batch.call(ours)[0].isnan()
+    assert "3 of 3 utterances have no finite loss" in caplog.text and "indices [0, 1, 2]" in caplog.text
 
 
 def test_full_joint_is_refused_in_training():
