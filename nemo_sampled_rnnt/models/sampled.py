@@ -145,7 +145,7 @@ class SampledSoftmaxMixin(
         signal, signal_len, transcript, transcript_len = batch
         # Silence for what is not finite, since 0 x NaN in the encoder's backward pass would reach its weights; what
         # comes out is NaN again, so that the losses leave the utterance out.
-        bad = ~signal.isfinite().flatten(1).all(dim=1)
+        bad = self.silenced = ~signal.isfinite().flatten(1).all(dim=1)
         signal = signal.masked_fill(bad.view(-1, *[1] * (signal.dim() - 1)), 0)
         if isinstance(batch, DALIOutputs) and batch.has_processed_signal:
             encoded, encoded_len = self.forward(processed_signal=signal, processed_signal_length=signal_len)

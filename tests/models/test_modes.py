@@ -96,8 +96,9 @@ def test_a_recording_that_is_not_finite(poison, tokenizer, speech):
     assert model.joint._training_watch.left_out == 2
 
 
+@pytest.mark.parametrize("interctc", [None, {"loss_weights": [0.4], "apply_at_layers": [0]}], ids=["", "interctc"])
 @pytest.mark.parametrize("family", [BPE, HYBRID], ids=["BPE", "HYBRID"])
-def test_a_validation_with_a_recording_that_is_not_finite(family, tokenizer, speech, caplog):
+def test_a_validation_with_a_recording_that_is_not_finite(family, interctc, tokenizer, speech, caplog):
     """Its utterance has no part in the mean; nor has its batch, where it is the only one."""
     random = torch.Generator().manual_seed(0)
 
@@ -109,7 +110,10 @@ def test_a_validation_with_a_recording_that_is_not_finite(family, tokenizer, spe
 
     good, mixed, alone = batch(3), batch(3, poisoned=1), batch(1, poisoned=0)
     rest = tuple(part[[0, 2]] for part in mixed)
-    model = family.build(tokenizer, speech, more=EVERYWHERE_FINITE)
+    more = EVERYWHERE_FINITE
+    if interctc:
+        more = more | {"interctc": interctc, "encoder": more.get("encoder", {}) | {"n_layers": 2}}
+    model = family.build(tokenizer, speech, more=more)
 
     def validate(*batches):
         trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
@@ -119,6 +123,7 @@ def test_a_validation_with_a_recording_that_is_not_finite(family, tokenizer, spe
     expected, got = validate(good, rest), validate(good, mixed, alone)
     losses = [name for name in expected if "loss" in name]
     assert {"val_loss", "val_rnnt_loss", "val_ctc_loss"} <= set(losses)
+    assert any("inter_ctc_loss" in name for name in losses) == bool(interctc)
     for name in losses:
         assert got[name] == pytest.approx(expected[name], rel=1e-5), name
     assert "indices [1] in the batch (1 so far)" in caplog.text and "indices [0] in the batch (2 so far)" in caplog.text
