@@ -16,7 +16,7 @@ LAYERS = {
     "ctc": {"ctc", "loss", "gpu"},
     "sampling": {"sampling", "gpu"},
     "meter": {"meter", "loss", "sampling", "gpu"},
-    "modules": {"modules", "loss", "sampling", "meter", "gpu", "memory"},
+    "modules": {"modules", "loss", "sampling", "meter", "gpu", "joint_memory"},
 }
 
 

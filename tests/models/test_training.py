@@ -52,7 +52,7 @@ def test_trains(options, tokenizer, speech, tmp_path):
         assert not torch.equal(parameter, before[name]) or "linear_k.bias" in name, f"{name} was not trained"
     logged = set(trainer.callback_metrics)
     expected = {"train_loss", "learning_rate", "global_step", "training_batch_wer", "val_loss", "val_wer"}
-    expected |= {"train_candidates", "train_candidate_share"}
+    expected |= {"train_candidates", "train_candidate_share", "train_joint_memory_mib"}
     if has_ctc:
         expected |= {"train_rnnt_loss", "train_ctc_loss", "training_batch_wer_ctc"}
         expected |= {"val_rnnt_loss", "val_ctc_loss", "val_wer_ctc"}
