@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,7 @@ class peak_memory:  # noqa: N801 - reads as a statement: with peak_memory("cpu")
 
     def __enter__(self) -> Peak:
         self.peak = Peak()
+        gc.collect()  # what is garbage already would be freed within the block, and make room there
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
