@@ -109,7 +109,7 @@ def kernels(
     wide_infinity = float64(math.inf)
     lowest = real(-1e38)  # below every score, and finite: differences of it are no NaN
     memory, sums = octets(kind, native), octets("float64" if kind == "float64" else "float32")
-    load8, store8, load1, store1, fetch = memory.load8, memory.store8, memory.load1, memory.store1, memory.fetch
+    load8, store8, load1, store1 = memory.load8, memory.store8, memory.load1, memory.store1
     load_sums, store_sums = sums.load8, sums.store8
     activate, slope = activations(activation, real)
     # Threads that work on a group of cells.
@@ -235,8 +235,6 @@ def kernels(
                 at_label = load1(logits, row + label) + offsets[offsets_here + label]
 
         for octet in range(OCTET * member, stride, OCTET * scoring_team):
-            for place in range(GROUP):  # the compiler makes some loads wait for registers
-                fetch(logits, first_row + min(int64(place), last) * stride + octet)
             for place in range(GROUP):  # one that is not there repeats the last
                 load8(logits, first_row + min(int64(place), last) * stride + octet, z, OCTET * place)
             if not own:
@@ -400,8 +398,6 @@ def kernels(
                 occupancy_of[place], shift_of[place] = occupancies[there], shifts[there]
                 weight_of[place] = signs[there]
             for octet in range(OCTET * member, stride, OCTET * team):
-                for place in range(GROUP):
-                    fetch(logits, (first + min(int64(place), last)) * stride + octet)
                 for place in range(GROUP):
                     load8(logits, (first + min(int64(place), last)) * stride + octet, z, OCTET * place)
                 if not own:
