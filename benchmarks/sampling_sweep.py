@@ -158,7 +158,7 @@ def of_corpus(folder: Path, run: str, steps: int, checkpoints: Path, overrides, 
     train(run, recipe, corpus, checkpoints, time.monotonic() + 3600, lambda evaluations: [
         click.echo("  ".join(evaluation.row().values())) for evaluation in evaluations
     ])  # fmt: skip
-    saved = torch.load(checkpoints / f"{run.setting}_{run.seed}.ckpt", map_location="cpu", weights_only=False)
+    saved = torch.load(checkpoints / run.checkpoint, map_location="cpu", weights_only=False)
     model = build(recipe, SETTINGS[run.setting], folder, run.seed).to(device).eval()
     model.load_state_dict(saved["state_dict"])
     order = np.argsort(corpus.held_out.lengths, kind="stable")

@@ -58,6 +58,11 @@ class Run:
     setting: str
     seed: int
 
+    @property
+    def checkpoint(self) -> str:
+        """Name of its file."""
+        return f"{self.setting}_{self.seed}.ckpt"
+
     @classmethod
     def parse(cls, text: str) -> Run:
         setting, _, seed = text.partition(":")

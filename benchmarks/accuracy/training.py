@@ -164,7 +164,7 @@ def train(run: Run, recipe: DictConfig, corpus: Corpus, checkpoints: Path, deadl
     Raises: ValueError: the checkpoint is of a run with another number of steps.
     """
     setting = SETTINGS[run.setting]
-    checkpoint = checkpoints / f"{run.setting}_{run.seed}.ckpt"
+    checkpoint = checkpoints / run.checkpoint
     steps = round(recipe.steps * setting.length)
     first = 0
     if checkpoint.exists():

@@ -77,7 +77,7 @@ class BoundKernel:
 
     def __call__(self, grid: tuple[int, int, int], threads: int, *scalars: int) -> None:
         x, y, z = grid
-        if x >= 2**31 or y >= 2**16 or z >= 2**16:  # the simulator would take it
+        if x > MOST_BLOCKS[0] or y > MOST_BLOCKS[1] or z > MOST_BLOCKS[2]:  # the simulator would take it
             raise ValueError(f"CUDA takes a grid of {MOST_BLOCKS} blocks at most, got {grid}: make the batch smaller")
         if self._arguments is None:
             self._bind()

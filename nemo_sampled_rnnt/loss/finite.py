@@ -55,11 +55,12 @@ class FiniteWatch:
 
     def poll(self, device: torch.device | None = None) -> None:
         """Report what an earlier step on this device left, if anything; None: on any."""
-        for arriving in self._under_way & {device} if device is not None else set(self._under_way):
-            self._under_way.remove(arriving)
-            host, arrived = self._mail[arriving]
-            arrived.synchronize()
-            self._report(host)
+        for arriving in tuple(self._under_way):
+            if device in (None, arriving):
+                self._under_way.remove(arriving)
+                host, arrived = self._mail[arriving]
+                arrived.synchronize()
+                self._report(host)
 
     def _report(self, numbers: torch.Tensor) -> None:
         """Of (B,) losses, behind what the ranks agreed on if they did."""

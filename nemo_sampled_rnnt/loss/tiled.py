@@ -243,21 +243,18 @@ def visited(encoder, predictor, weight, bias, problem: Problem, make_cells: Cell
     Raises:
         torch.OutOfMemoryError: not even a row of the lattice at a time fits.
     """
-    ids = problem.candidates.ids
+    ids, lattice, options = problem.candidates.ids, problem.lattice, problem.options
     columns = aligned(len(weight)) if ids is None else ids.shape[1]
-    cell = Workspace.bytes_per_cell(encoder.shape[2], columns, encoder.element_size(), needs.hidden)
-    widest = max(problem.lattice.labels) + 1
-    asked = problem.options.workspace_mib * 2**20
-    (_, frames, width), real = encoder.shape, accumulation_dtype(encoder.dtype).itemsize
-    durations = len(problem.options.durations or ())
-    asked = left_for_tiles(
-        asked,
-        bytes_beside(
-            problem.lattice, frames, predictor.shape[1], width, real, durations, needs.encoder, needs.predictor
-        ),
-    )
-    sets = set_bytes(columns, encoder.shape[2], encoder.element_size()) if problem.per_utterance else 0
-    asked = min(asked, problem.lattice.cells * cell + problem.lattice.utterances * sets)  # more would not be used
+    (_, frames, width), itemsize = encoder.shape, encoder.element_size()
+    cell = Workspace.bytes_per_cell(width, columns, itemsize, needs.hidden)
+    sets = set_bytes(columns, width, itemsize) if problem.per_utterance else 0
+    widest = max(lattice.labels) + 1
+    beside = bytes_beside(
+        lattice, frames, predictor.shape[1], width, accumulation_dtype(encoder.dtype).itemsize,
+        len(options.durations or ()), needs.encoder, needs.predictor,
+    )  # fmt: skip
+    asked = left_for_tiles(options.workspace_mib * 2**20, beside)
+    asked = min(asked, lattice.cells * cell + lattice.utterances * sets)  # more would not be used
     budget = asked
     while True:
         engine = None

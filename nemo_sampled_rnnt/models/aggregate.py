@@ -26,6 +26,8 @@ class MultilingualTokenizer(AggregateTokenizer):
 
 
 class AggregateMixin:
+    """A model whose aggregate tokenizer, if it has one, is a :class:`MultilingualTokenizer`."""
+
     def _setup_tokenizer(self, tokenizer_cfg):
         super()._setup_tokenizer(tokenizer_cfg)
         if type(self.tokenizer) is AggregateTokenizer:
