@@ -22,6 +22,21 @@ def aligned(size: int) -> int:
 
 
 @dataclass(frozen=True)
+class Lookup:
+    """Where a label stands in each set: a hash table of so many slots for each, one after the other.
+
+    Attributes:
+        keys: int32 labels; -1 is a free slot.
+        ranks: int32 positions among blank and labels.
+        capacity: slots of a table, a power of 2.
+    """
+
+    keys: torch.Tensor
+    ranks: torch.Tensor
+    capacity: int
+
+
+@dataclass(frozen=True)
 class Candidates:
     """Candidate sets of a batch, padded to one size, a multiple of ALIGNMENT.
 
@@ -34,6 +49,7 @@ class Candidates:
         blank: position of blank in a set.
         target: (B, U) int64, position of each target in its set.
         durations: position of TDT's first duration; else None.
+        lookup: tables of the sets' labels, where a kernel made them; else None.
     """
 
     ids: torch.Tensor | None
@@ -42,6 +58,7 @@ class Candidates:
     blank: int
     target: torch.Tensor
     durations: int | None = None
+    lookup: Lookup | None = None
 
 
 def every_label(targets: torch.Tensor, vocabulary: int) -> Candidates:

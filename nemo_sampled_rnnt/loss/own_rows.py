@@ -31,7 +31,7 @@ class OwnRows:
         self.columns = self.stride = self._ids.shape[1]
         self._place, self._row_ids, rows = self._ids, None, len(weight)
         if self._ids.numel() < len(weight):
-            self._number_distinct_rows()
+            self._place_distinct_rows(problem)
             rows = self._ids.numel()
         self._needs = needs
         self._sums = self._sums_of(rows).zeroed()
@@ -50,8 +50,15 @@ class OwnRows:
     def prepare(self, visits: list[Visit]) -> None:
         """Nothing to do before the first tile."""
 
-    def _number_distinct_rows(self) -> None:
+    def _place_distinct_rows(self, problem: Problem) -> None:
         """Where the rows of each utterance's set are summed, without room for rows that are in none."""
+        if problem.candidates.lookup is not None:
+            from nemo_sampled_rnnt.loss.cuda.places import places
+
+            durations = len(problem.options.durations or ())
+            vocabulary = self._total_rows - 1 - durations
+            self._place, self._row_ids = places(problem.candidates, vocabulary, durations)
+            return
         keys, order = self._ids.flatten().sort()
         rank = torch.cat([keys.new_zeros(1), (keys[1:] != keys[:-1]).long().cumsum(0)])
         self._place = torch.empty_like(rank).scatter_(0, order, rank).view_as(self._ids)

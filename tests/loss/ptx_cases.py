@@ -4,6 +4,7 @@ from numba import cuda, float32, float64, int16, int32, int64
 from numba.core.types import Array, CPointer
 
 from nemo_sampled_rnnt.loss.cuda.kernels import kernels
+from nemo_sampled_rnnt.loss.cuda.places import add_rows, places_kernel
 from nemo_sampled_rnnt.loss.cuda.survey import survey_kernel
 from nemo_sampled_rnnt.loss.cuda.weight_rows import deliver_kernel, gather_kernel
 
@@ -54,3 +55,7 @@ report("bfloat16", "gather", gather_kernel("bfloat16", "bfloat16", "bfloat16", "
        (numbers, real, word, word, word, real, *[int64] * 4), (9, 0))  # fmt: skip
 report("bfloat16", "deliver", deliver_kernel("bfloat16", "bfloat16", "float32", "float32", True).py_func,
        (real, real, real, numbers, real, real, word, word, real, real, *[int64] * 7), (9, 0))  # fmt: skip
+table = CPointer(int32)
+report("any", "places", places_kernel.py_func, (*[numbers] * 2, table, table, *[numbers] * 2, *[int64] * 6), (7, 5))
+report("bfloat16", "add_rows", add_rows().py_func,
+       (real, word, *[numbers] * 3, table, table, *[int64] * 8), (9, 0))  # fmt: skip

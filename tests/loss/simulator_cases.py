@@ -13,7 +13,9 @@ import torch
 from truth import GARBAGE, LEAVES, assert_same, gradients_of, make_problem
 
 from nemo_sampled_rnnt import sampled_rnnt_loss
+from nemo_sampled_rnnt.loss.candidates import aligned, with_durations
 from nemo_sampled_rnnt.loss.checks import survey
+from nemo_sampled_rnnt.loss.cuda.places import RowSums, places
 from nemo_sampled_rnnt.loss.cuda.survey import survey as survey_by_kernel
 from nemo_sampled_rnnt.loss.cuda.weight_rows import deliver, gather
 
@@ -195,6 +197,40 @@ def run_survey():
             assert members[candidates.target[b, : labels[b]]].tolist() == targets[b, : labels[b]].tolist()
 
 
+def run_row_sums():
+    """Places and sums of the rows of sets, as torch's indexing has them; for a whole batch and for some of its sets."""
+    generator = torch.Generator().manual_seed(1)
+    for durations, V, B in ((0, 200, 6), (3, 200, 5), (0, 11, 5)):  # fewer candidates than labels, and more
+        N, longest = 5, 4
+        labels, frames = torch.randint(0, longest + 1, (B,), generator=generator), torch.full((B,), 3)
+        few = torch.randperm(V, generator=generator)[:9]  # so that sets have some in common
+        targets = few[torch.randint(9, (B, longest), generator=generator)]
+        negatives = few[torch.rand(B, 9, generator=generator).argsort(dim=1)[:, :N]]
+        _, candidates, _ = survey_by_kernel(frames, labels, targets, negatives, None, V)
+        width = aligned(int(candidates.count.max()) + durations)
+        candidates = replace(candidates, ids=candidates.ids[:, :width], log_q=candidates.log_q[:, :width])
+        if durations:
+            candidates = with_durations(candidates, V, durations, width)
+        S = candidates.ids.shape[1]
+        there = torch.arange(S) < candidates.count[:, None] + durations
+        place, rows = candidates.ids, V + 1 + durations
+        if candidates.ids.numel() < rows:
+            place, row_ids = places(candidates, V, durations)
+            rows = candidates.ids.numel()
+            assert torch.equal(row_ids[place][there], candidates.ids[there]), "a place is its row's"
+            used = row_ids[row_ids >= 0]
+            assert sorted(used.tolist()) == candidates.ids[there].unique().tolist(), "each row has one"
+            assert (place[~there] == 0).all()
+        total = torch.randn(rows, 16, generator=generator)
+        for first, last in ((0, B), (1, 4), (2, 3)):
+            product = torch.randn(last - first, S, 16, generator=generator).to(BF16)
+            want = total.clone()
+            for b in range(first, last):
+                want.index_add_(0, place[b][there[b]], product[b - first][there[b]].float())
+            RowSums(candidates, V, durations, place, total).add(product, first, last)
+            assert torch.equal(total, want), "in the order of the sets"
+
+
 def run_bad_input():
     problem = make_problem(6)
     bad = replace(problem, targets=problem.targets.clone())
@@ -216,6 +252,7 @@ def main():
         "non-finite": run_nonfinite,
         "survey": run_survey,
         "rows of the weight": run_weight_rows,
+        "sums of rows": run_row_sums,
         "bad input": run_bad_input,
     }
     jobs |= {name: (job, ()) for name, job in others.items()}

@@ -19,4 +19,4 @@ def test_cases_in_the_simulator():
     )
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr[-8000:]
-    assert done.stdout.count("ok ") >= 29
+    assert done.stdout.count("ok ") >= 30

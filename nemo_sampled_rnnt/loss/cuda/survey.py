@@ -13,7 +13,7 @@ import torch
 from numba import cuda, int32, int64
 
 from nemo_sampled_rnnt.gpu.launch import SIMULATED, Atomic, BoundKernel, device
-from nemo_sampled_rnnt.loss.candidates import Candidates, aligned, every_label
+from nemo_sampled_rnnt.loss.candidates import Candidates, Lookup, aligned, every_label
 
 THREADS = 4 if SIMULATED else 512
 FREE, NOWHERE = -1, 2**31 - 1
@@ -192,5 +192,6 @@ def survey(encoder_lengths, target_lengths, targets, negatives, negative_log_pro
     if not sampled:
         return numbers[: 4 * batch], every_label(targets, vocabulary), utterances
     count = report[4 * batch : 4 * batch + groups]
-    candidates = Candidates(ids=ids, log_q=log_q, count=count, blank=0, target=place)
+    lookup = Lookup(keys, ranks, capacity)
+    candidates = Candidates(ids=ids, log_q=log_q, count=count, blank=0, target=place, lookup=lookup)
     return numbers, candidates, utterances
