@@ -31,9 +31,13 @@ def device(function):
     return function if SIMULATED else cuda.jit(device=True, inline="always")(function)
 
 
-def at_most(threads: int) -> dict:
-    """Options of ``cuda.jit`` for blocks of up to so many threads: else one may get more registers than they have."""
-    return {} if SIMULATED else {"launch_bounds": threads}
+def at_most(threads: int, alone: bool = False) -> dict:
+    """Options of ``cuda.jit`` for blocks of up to so many threads: else one may get more registers than they have.
+
+    ``alone``: one such block may fill a multiprocessor, so that a thread gets more registers, and loads do not wait for
+    them.
+    """
+    return {} if SIMULATED else {"launch_bounds": (threads, 1) if alone else threads}
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:

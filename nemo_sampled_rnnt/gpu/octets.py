@@ -28,8 +28,8 @@ def octets(kind: str, native: bool = True) -> SimpleNamespace:
         native: the GPU rounds to bfloat16 by itself (compute capability 8.0 or later).
 
     Returns:
-        Device functions load8(rows, place, out, first), store8(rows, place, values, first), load1(rows, place) and
-        store1(rows, place, value).
+        Device functions load8(rows, place, out, first), store8(rows, place, values, first), load1(rows, place),
+        store1(rows, place, value), and fetch(rows, place): what will be loaded is on its way to the L2 cache.
         ``rows`` is a pointer, ``place`` the first of eight elements, ``out`` and ``values`` are local arrays of float32
         (float64 for float64), worked on from ``first`` on.
     """
@@ -66,7 +66,10 @@ def _simulated(kind: str) -> SimpleNamespace:
     def store1(rows, place, value):
         array(rows)[place] = narrow(np.asarray([value]))[0]
 
-    return SimpleNamespace(load8=load8, store8=store8, load1=load1, store1=store1)
+    def fetch(rows, place):
+        array(rows)[place]  # beyond the end it fails here, as the memory checker would
+
+    return SimpleNamespace(load8=load8, store8=store8, load1=load1, store1=store1, fetch=fetch)
 
 
 def _compiled(kind: str, native: bool) -> SimpleNamespace:
@@ -180,4 +183,14 @@ def _compiled(kind: str, native: bool) -> SimpleNamespace:
 
         return types.void(rows, types.int64, value), codegen
 
-    return SimpleNamespace(load8=load8, store8=store8, load1=load1, store1=store1)
+    @intrinsic
+    def fetch(typingctx, rows, place):
+        def codegen(context, builder, signature, arguments):
+            address = builder.ptrtoint(builder.gep(arguments[0], [arguments[1]]), ir.IntType(64))
+            kind_of_call = ir.FunctionType(ir.VoidType(), [ir.IntType(64)])
+            builder.call(ir.InlineAsm(kind_of_call, "prefetch.global.L2 [$0];", "l", side_effect=True), [address])
+            return context.get_dummy_value()
+
+        return types.void(rows, types.int64), codegen
+
+    return SimpleNamespace(load8=load8, store8=store8, load1=load1, store1=store1, fetch=fetch)

@@ -14,7 +14,6 @@ from nemo_sampled_rnnt.loss.cuda.kernels import (
     THREADS,
     WARP,
     WARPS,
-    WIDE_THREADS,
     compiled,
 )
 from nemo_sampled_rnnt.loss.dropout import threshold
@@ -93,7 +92,6 @@ class CudaCells:
             )
         self._unit_threads = min(THREADS, -(-hidden.shape[1] // OCTET // 32) * 32)
         self._warps_of_units = -(-units // OCTET // WARP)
-        self._scoring_threads = WIDE_THREADS if wide else THREADS
         self._cells_of_a_block = GROUP if wide else GROUP * WARPS
 
     def around_arcs(self, alpha: torch.Tensor, beta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,7 +104,7 @@ class CudaCells:
 
     def scores(self, tile: Tile, logits: torch.Tensor) -> None:
         self._scores.rebind(1, logits)
-        self._scores(self._grid_of_cells(tile), self._scoring_threads, *_cells_of(tile))
+        self._scores(self._grid_of_cells(tile), THREADS, *_cells_of(tile))
 
     def conclude(self, target_lengths: torch.Tensor, options: Options):
         return conclude(self.costs, target_lengths, options.reduction, options.fastemit_lambda, self._real)

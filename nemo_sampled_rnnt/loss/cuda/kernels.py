@@ -32,7 +32,6 @@ from nemo_sampled_rnnt.loss import dropout as counter
 WARP = 4 if SIMULATED else 32
 WARPS = 2 if SIMULATED else 8  # of a block
 THREADS = WARP * WARPS
-WIDE_THREADS = THREADS if SIMULATED else 512  # that score a group of cells with a large candidate set
 LATTICE_THREADS = 4 if SIMULATED else 512
 DIAGONAL = LATTICE_THREADS + 1
 TWO_DIAGONALS = 2 * DIAGONAL
@@ -109,16 +108,15 @@ def kernels(
     wide_infinity = float64(math.inf)
     lowest = real(-1e38)  # below every score, and finite: differences of it are no NaN
     memory, sums = octets(kind, native), octets("float64" if kind == "float64" else "float32")
-    load8, store8, load1, store1 = memory.load8, memory.store8, memory.load1, memory.store1
+    load8, store8, load1, store1, fetch = memory.load8, memory.store8, memory.load1, memory.store1, memory.fetch
     load_sums, store_sums = sums.load8, sums.store8
     activate, slope = activations(activation, real)
-    # Threads that work on a group of cells.
-    scoring_team, team = (WIDE_THREADS, THREADS) if wide else (WARP, WARP)
+    team = THREADS if wide else WARP  # that works on a group of cells
     cells_of_block = GROUP * THREADS // team
 
     of = exponentials(kind)
     exp, exp_less, scaled, maximum = of.exp, of.exp_less, of.scaled, of.maximum
-    largest_of_team, sum_of_team = (reducer(combine, real, scoring_team, THREADS) for combine in (maximum, add))
+    largest_of_team, sum_of_team = (reducer(combine, real, team, THREADS) for combine in (maximum, add))
 
     if clamped:
 
@@ -200,11 +198,11 @@ def kernels(
         One pass: each thread keeps the largest score and the sum of exponentials relative to it. Writes the cells'
         normaliser, and the probabilities of their arcs by blank and by label: a thread each.
         """
-        member = int64(cuda.threadIdx.x % scoring_team)
+        member = int64(cuda.threadIdx.x % team)
         # The last cells first: their logits were written last, and those of the first cells, which the gradient begins
         # with, are then the last that were read. The cache may hold them still.
         block = int64(cuda.gridDim.x - 1 - cuda.blockIdx.x)
-        first = GROUP * ((block * cuda.blockDim.x + cuda.threadIdx.x) // scoring_team)
+        first = GROUP * ((block * cuda.blockDim.x + cuda.threadIdx.x) // team)
         if first >= cells:
             return
         first_row = first * stride
@@ -234,7 +232,10 @@ def kernels(
                 label = targets[b * positions + u]
                 at_label = load1(logits, row + label) + offsets[offsets_here + label]
 
-        for octet in range(OCTET * member, stride, OCTET * scoring_team):
+        for octet in range(OCTET * member, stride, OCTET * team):
+            if not wide:  # the compiler makes some of the loads wait for registers
+                for place in range(GROUP):
+                    fetch(logits, first_row + min(int64(place), last) * stride + octet)
             for place in range(GROUP):  # one that is not there repeats the last
                 load8(logits, first_row + min(int64(place), last) * stride + octet, z, OCTET * place)
             if not own:
@@ -399,6 +400,8 @@ def kernels(
                 weight_of[place] = signs[there]
             for octet in range(OCTET * member, stride, OCTET * team):
                 for place in range(GROUP):
+                    fetch(logits, (first + min(int64(place), last)) * stride + octet)
+                for place in range(GROUP):
                     load8(logits, (first + min(int64(place), last)) * stride + octet, z, OCTET * place)
                 if not own:
                     load_sums(offsets, octet, offset, 0)
@@ -495,8 +498,15 @@ def kernels(
 
 
 @cache
-def compiled(*arguments) -> SimpleNamespace:
+def compiled(
+    kind: str, activation: str, dropout: bool, clamped: bool, own: bool, wide: bool, native: bool = True
+) -> SimpleNamespace:
     """As :func:`kernels`, compiled at their first launch."""
-    built = vars(kernels(*arguments))
-    limit = at_most(max(THREADS, WIDE_THREADS, LATTICE_THREADS))
-    return SimpleNamespace(**{name: cuda.jit(**limit)(function) for name, function in built.items()})
+    built = vars(kernels(kind, activation, dropout, clamped, own, wide, native))
+    many_blocks = {"hidden"} if wide else {"hidden", "scores"}  # measured: benchmarks/NOTES.md, Engine 9
+    return SimpleNamespace(
+        **{
+            name: cuda.jit(**at_most(LATTICE_THREADS, alone=name not in many_blocks))(function)
+            for name, function in built.items()
+        }
+    )
