@@ -57,14 +57,21 @@ def rows_of(implementation: str, workload: Workload, workspaces: list[int]) -> l
     return [Row(name, implementation)]
 
 
-def importable(implementation: str) -> bool:
-    """Looks for the files only: importing NeMo takes seconds."""
+def importable(implementation: str, flash_rnnt: Path | None = None) -> bool:
+    """Looks for the files only: importing NeMo takes seconds.
+
+    Args:
+        implementation: its name.
+        flash_rnnt: folder with a nemo/ that holds it, if that is not the one that is installed.
+    """
     if implementation not in NEMO:
         return True
     nemo = find_spec("nemo")
-    needed = "flash_rnnt.py" if implementation == "flash_rnnt" else "rnnt.py"
-    folders = nemo.submodule_search_locations if nemo else []
-    return any((Path(folder) / "collections/asr/losses" / needed).exists() for folder in folders)
+    folders = [Path(folder) for folder in nemo.submodule_search_locations] if nemo else []
+    if implementation != "flash_rnnt":
+        return any((folder / "collections/asr/losses/rnnt.py").exists() for folder in folders)
+    folders += [flash_rnnt / "nemo"] if flash_rnnt else []
+    return any((folder / "collections/asr/losses/flash_rnnt.py").exists() for folder in folders)
 
 
 def preload(implementation: str) -> None:

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import argparse
 import csv
-import fcntl
 import json
 import os
-import queue
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +27,7 @@ from pathlib import Path
 import torch
 from environment import environment
 from implementations import IMPLEMENTATIONS, Row, importable, preload, rows_of
-from row import measure_row
+from row import Prepared
 from table import print_results, setting
 from workloads import DEFAULT, WORKLOADS
 
@@ -36,7 +35,8 @@ COLUMNS = ["workload", "implementation", "negatives", "workspace_mib", "median_m
            "peak_with_gradients_mib", "draw_ms", "fused_batch_size", "loss", "check", "loss_error", "gradient_error",
            "status", "load", "machine", "cores", "torch", "nemo", "numba", "numba_cuda", "python", "commit", "dtype",
            "command"]  # fmt: skip
-LOCK = "BENCHMARK_LOCK"  # environment variable of a row's process: the file that whoever uses the GPU holds
+READY = "ready to measure"  # said by a row's process
+ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -70,49 +70,55 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--implementations", nargs="+", choices=IMPLEMENTATIONS, metavar="NAME", help=", ".join(IMPLEMENTATIONS)
     )
+    parser.add_argument(
+        "--rows", nargs="+", metavar="WORKLOAD:IMPLEMENTATION[:MIB]", help="these, instead of each with each"
+    )
     parser.add_argument("--workspace-mib", nargs="+", type=int, default=[256], help="of ours: a row for each")
     parser.add_argument("--gpus", type=int, default=1, help="rows measured at a time, one on each GPU of the machine")
-    parser.add_argument("--ready", type=int, default=0, help="rows a GPU whose processes start, and wait for it")
+    parser.add_argument(
+        "--ready", type=int, default=1, help="rows a GPU whose processes load and compile before any is measured"
+    )
+    parser.add_argument(
+        "--flash-rnnt", type=Path, metavar="FOLDER", help="that holds a nemo/ with flash_rnnt, for its rows alone"
+    )
     parser.add_argument("--out", type=Path, help="CSV file that results are appended to")
     parser.add_argument("--timeout-s", type=float, default=600, help="a row that takes longer is given up")
     parser.add_argument("--dry-run", action="store_true", help="print the command of each row")
     parser.add_argument("--row", nargs=2, metavar=("WORKLOAD", "IMPLEMENTATION"), help="this row, in this process")
     parser.add_argument("--fused-batch-size", type=int, help="of NeMo's, for --row")
+    parser.add_argument("--wait", action="store_true", help="for --row: measure when a line comes on stdin")
     options = parser.parse_args()
     options.dtype = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
     return options
 
 
 def plan(options: argparse.Namespace) -> list[Row]:
+    asked = options.rows or [
+        f"{workload}:{implementation}"
+        for workload in options.workloads or DEFAULT[options.device]
+        for implementation in options.implementations or IMPLEMENTATIONS
+    ]
     rows = []
-    for name in options.workloads or DEFAULT[options.device]:
-        for implementation in options.implementations or IMPLEMENTATIONS:
-            no_cpu_side = implementation == "flash_rnnt" or implementation == "nemo_full" and WORKLOADS[name].durations
-            if no_cpu_side and options.device == "cpu":
-                continue
-            if importable(implementation):
-                rows += rows_of(implementation, WORKLOADS[name], options.workspace_mib)
-            else:
-                print(f"{name} {implementation}: left out, cannot be imported")
+    for text in asked:
+        name, implementation, *mib = text.split(":")
+        no_cpu_side = implementation == "flash_rnnt" or implementation == "nemo_full" and WORKLOADS[name].durations
+        if no_cpu_side and options.device == "cpu":
+            continue
+        if importable(implementation, options.flash_rnnt):
+            rows += rows_of(implementation, WORKLOADS[name], [int(x) for x in mib] or options.workspace_mib)
+        else:
+            print(f"{text}: left out, cannot be imported")
     return rows
 
 
 def measure_in_this_process(options: argparse.Namespace) -> dict:
     row = Row(*options.row, options.workspace_mib[0], options.fused_batch_size)
     preload(row.implementation)
-    with alone(os.environ.get(LOCK)):
-        return measure_row(row, torch.device(options.device), DTYPES[options.dtype])
-
-
-@contextmanager
-def alone(lock: str | None) -> Iterator[None]:
-    """Wait until no other process holds the file; one that ends lets go of it."""
-    if not lock:
-        yield
-        return
-    with open(lock, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    prepared = Prepared(row, torch.device(options.device), DTYPES[options.dtype])
+    if options.wait:
+        print(READY, flush=True)
+        sys.stdin.readline()
+    return prepared.measure()
 
 
 def command(row: Row, options: argparse.Namespace) -> list[str]:
@@ -125,55 +131,80 @@ def command(row: Row, options: argparse.Namespace) -> list[str]:
 
 
 def measure_all(rows: list[Row], options: argparse.Namespace) -> Iterator[dict]:
-    """The rows' lines, each as soon as it is there."""
-    free = queue.SimpleQueue()
-    processes = options.gpus * (1 + options.ready)
-    for number in range(processes):
-        free.put(number % options.gpus)
-
-    def measure(row: Row) -> dict:
-        gpu = free.get()
-        try:
-            return measure_in_a_process(row, options, gpu)
-        finally:
-            free.put(gpu)
-
-    with ThreadPoolExecutor(processes) as pool:
-        for future in as_completed([pool.submit(measure, row) for row in rows]):
-            yield future.result()
+    """The rows' lines: some processes load, compile and check together, then nothing runs but what is measured."""
+    together = options.gpus * options.ready
+    with ThreadPoolExecutor(together) as pool:
+        for begin in range(0, len(rows), together):
+            group = [RowProcess(row, options, i % options.gpus) for i, row in enumerate(rows[begin : begin + together])]
+            list(pool.map(RowProcess.wait_until_ready, group))
+            by_gpu = [[process for process in group if process.gpu == gpu] for gpu in range(options.gpus)]
+            for results in pool.map(lambda processes: [process.measure() for process in processes], by_gpu):
+                yield from results
 
 
-def measure_in_a_process(row: Row, options: argparse.Namespace, gpu: int) -> dict:
-    """The row's line in the results, measured or not."""
-    words = command(row, options)
-    return {
-        **asdict(row),
-        "negatives": WORKLOADS[row.workload].negatives if row.scope else 0,
-        "check": "",
-        "load": round(os.getloadavg()[0], 1),
-        **_run([sys.executable, *words[1:]], options.timeout_s, gpu),
-        "dtype": options.dtype,
-        "command": " ".join(words),
-    }
+class RowProcess:
+    """A row in a process of its own, which waits before it measures."""
 
+    def __init__(self, row: Row, options: argparse.Namespace, gpu: int):
+        self.row, self.options, self.gpu = row, options, gpu
+        self.words = command(row, options)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        environment = os.environ | {
+            "CUDA_VISIBLE_DEVICES": visible[gpu] if gpu < len(visible) and visible[gpu] else str(gpu)
+        }
+        if row.implementation == "flash_rnnt" and options.flash_rnnt:
+            paths = [str(options.flash_rnnt), os.environ.get("PYTHONPATH", "")]
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        self._errors = tempfile.TemporaryFile("w+")
+        self._process = subprocess.Popen(
+            [sys.executable, *self.words[1:], "--wait"], cwd=ROOT, env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
+        )  # fmt: skip
+        self._late = threading.Event()
 
-def _run(words: list[str], timeout: float, gpu: int) -> dict:
-    root = Path(__file__).parents[1]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    device = visible[gpu] if gpu < len(visible) and visible[gpu] else str(gpu)
-    environment = os.environ | {
-        "CUDA_VISIBLE_DEVICES": device,
-        LOCK: str(Path(tempfile.gettempdir()) / f"benchmark_of_gpu_{device}.lock"),  # one for all that measure here
-    }
-    try:
-        process = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        return {"status": f"longer than {timeout:.0f} s"}
-    if process.returncode == 0:
-        return json.loads(process.stdout.splitlines()[-1])
-    print(process.stderr[-3000:], file=sys.stderr)
-    last = (process.stderr.strip().splitlines() or ["no message"])[-1]
-    return {"status": f"failed ({process.returncode}): {last[:200]}"}
+    def wait_until_ready(self) -> None:
+        """Or until it has ended: NeMo prints lines of its own before."""
+        with self._limit():
+            while (line := self._process.stdout.readline()) and line.strip() != READY:
+                pass
+
+    def measure(self) -> dict:
+        """The row's line in the results, measured or not."""
+        row, load = self.row, os.getloadavg()[0]
+        with self._limit():
+            try:
+                lines = self._process.communicate("\n")[0].splitlines()
+            except BrokenPipeError:  # it has ended
+                lines = []
+        return {
+            **asdict(row),
+            "negatives": WORKLOADS[row.workload].negatives if row.scope else 0,
+            "check": "",
+            "load": round(load, 1),
+            **(json.loads(lines[-1]) if self._process.wait() == 0 else {"status": self._failure()}),
+            "dtype": self.options.dtype,
+            "command": " ".join(self.words),
+        }
+
+    @contextmanager
+    def _limit(self) -> Iterator[None]:
+        def give_up():
+            self._late.set()
+            self._process.kill()
+
+        timer = threading.Timer(self.options.timeout_s, give_up)
+        timer.start()
+        yield
+        timer.cancel()
+
+    def _failure(self) -> str:
+        if self._late.is_set():
+            return f"longer than {self.options.timeout_s:.0f} s"
+        self._errors.seek(0)
+        errors = self._errors.read().strip()
+        print(errors[-3000:], file=sys.stderr)
+        last = (errors.splitlines() or ["no message"])[-1]
+        return f"failed ({self._process.returncode}): {last[:200]}"
 
 
 def append(path: Path, result: dict) -> None:

@@ -9,44 +9,56 @@ from check import check
 from floor import make_floor
 from implementations import OURS, Row, make_implementation
 from measure import Step, median_ms, step_memory
-from workloads import WORKLOADS, Workload, make_batch, make_joint
+from workloads import WORKLOADS, make_batch, make_joint
 
 OUT_OF_MEMORY = "out of memory"
 
 
-def measure_row(row: Row, device: torch.device, dtype: torch.dtype) -> dict:
-    """Time, memory and errors of a row; what could not be measured is missing, and ``check`` or ``status`` say why."""
-    workload = WORKLOADS[row.workload]
-    batch = make_batch(workload, device, dtype)
-    result = {"floor_ms": _rounded(median_ms(make_floor(row, workload, batch), device)), "status": "ok"}
-    _free(device)
-    if row.implementation == "floor":
-        return {**result, "median_ms": result["floor_ms"], "check": "ok"}
-    joint = make_joint(workload, device, dtype)
-    try:
-        implementation = make_implementation(row, joint, workload)
-        result |= _measure_step(row, Step(implementation, batch), device)
-    except torch.OutOfMemoryError:
-        return {**result, "status": OUT_OF_MEMORY}
-    _free(device)
-    return result | _checked(implementation, joint, workload)
+class Prepared:
+    """A row whose implementation is built, compiled and checked; what is left is to measure it.
 
+    Args:
+        row: the row.
+        device, dtype: of inputs and weights.
+    """
 
-def _measure_step(row: Row, step: Step, device: torch.device) -> dict:
-    times = {"median_ms": _rounded(median_ms(step, device))}
-    if row.implementation in OURS and row.scope is not None:
-        times["draw_ms"] = _rounded(median_ms(lambda: step.implementation.negatives(step.batch), device))
-    peak, peak_with_gradients = step_memory(step)
-    loss = float(step())
-    step.forget_gradients()
-    return {**times, "peak_mib": round(peak, 1), "peak_with_gradients_mib": round(peak_with_gradients, 1), "loss": loss}
+    def __init__(self, row: Row, device: torch.device, dtype: torch.dtype):
+        self.row, self.device, self.workload = row, device, WORKLOADS[row.workload]
+        self.batch = make_batch(self.workload, device, dtype)
+        self.implementation, self.checked = None, {"check": "ok"}
+        if row.implementation == "floor":
+            return
+        try:
+            self.implementation = make_implementation(row, make_joint(self.workload, device, dtype), self.workload)
+            self.checked = check(self.implementation, self.implementation.joint, self.workload)
+        except torch.OutOfMemoryError:
+            self.checked = {"check": "not done (the float64 truth is out of memory)"}
+        _free(device)
 
+    def measure(self) -> dict:
+        """Time, memory and errors; what could not be measured is missing, and ``check`` or ``status`` say why."""
+        floor = _rounded(median_ms(make_floor(self.row, self.workload, self.batch), self.device))
+        _free(self.device)
+        result = {"floor_ms": floor, "status": "ok", **self.checked}
+        if self.row.implementation == "floor":
+            return result | {"median_ms": floor}
+        try:
+            if self.implementation is not None:
+                return result | self._measure_step()
+        except torch.OutOfMemoryError:
+            pass
+        return {"floor_ms": floor, "status": OUT_OF_MEMORY}
 
-def _checked(implementation, joint, workload: Workload) -> dict:
-    try:
-        return check(implementation, joint, workload)
-    except torch.OutOfMemoryError:
-        return {"check": "not done (the float64 truth is out of memory)"}
+    def _measure_step(self) -> dict:
+        step = Step(self.implementation, self.batch)
+        times = {"median_ms": _rounded(median_ms(step, self.device))}
+        if self.row.implementation in OURS and self.row.scope is not None:
+            draw = median_ms(lambda: self.implementation.negatives(self.batch), self.device)
+            times["draw_ms"] = _rounded(draw)
+        peak, whole = step_memory(step)
+        loss = float(step())
+        step.forget_gradients()
+        return {**times, "peak_mib": round(peak, 1), "peak_with_gradients_mib": round(whole, 1), "loss": loss}
 
 
 def _free(device: torch.device) -> None:
