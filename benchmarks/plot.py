@@ -59,10 +59,10 @@ def plot(rows: list[dict], path: str) -> None:
             values = [(WORKLOADS[row["workload"]].vocabulary, value(row)) for row in points if value(row)]
             if values:
                 axes.plot(*zip(*values, strict=True), **style)
-    for axes, what in ((time, "time, ns per lattice cell"), (memory, "peak memory beside inputs and gradients, MiB")):
+    for axes, what in ((time, "time, ns per lattice cell"), (memory, "peak beside inputs and gradients, MiB")):
         axes.set(xscale="log", yscale="log", xlabel="vocabulary V", ylabel=what)
         axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=4)
+    figure.legend(*time.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle(f"Joint and transducer loss, forward and backward: {rows[0]['machine']}, {rows[0]['dtype']}")
     figure.savefig(path, dpi=150)
 
