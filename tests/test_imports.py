@@ -46,3 +46,16 @@ def test_importing_the_package_imports_no_nemo():
         "assert not found, found"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_importing_the_package_is_quick():
+    """It loads not even torch; and the loss adds little to what torch takes."""
+    code = (
+        "import sys, time; start = time.perf_counter(); import nemo_sampled_rnnt; package = time.perf_counter() - start;"
+        "assert 'torch' not in sys.modules; import torch; start = time.perf_counter();"
+        "nemo_sampled_rnnt.sampled_rnnt_loss; print(package, time.perf_counter() - start)"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True) for _ in range(2)]
+    package, loss = (min(seconds) for seconds in zip(*(map(float, run.stdout.split()) for run in runs), strict=True))
+    print(f"import of the package: {package:.3f} s; of the loss, after torch: {loss:.3f} s")
+    assert package < 0.5 and package + loss < 1.0
