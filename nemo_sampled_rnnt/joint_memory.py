@@ -83,7 +83,7 @@ def joint_memory(
 
     cell_bytes = Workspace.bytes_per_cell(hidden, aligned(columns), itemsize, backward=True)
     beside = bytes_beside(lattice, frames, labels + 1, hidden, FLOAT, durations, encoder=True, predictor=True)
-    visits = plan_tiles(lattice, cell_bytes, left_for_tiles(workspace_mib * 2**20, beside), utterance_bytes)
+    visits = plan_tiles(lattice, cell_bytes, left_for_tiles(int(workspace_mib * 2**20), beside), utterance_bytes)
     tiles = [tile for visit in visits for tile in visit]
     return JointMemory(
         tiles=max(tile.cells for tile in tiles) * cell_bytes + max(tile.utterances for tile in tiles) * utterance_bytes,

@@ -156,7 +156,7 @@ def visited(encoder, weight, bias, batch: Batch, make_frames, needs: Needs) -> E
     Raises:
         torch.OutOfMemoryError: not even a frame at a time fits.
     """
-    asked, real = batch.options.workspace_mib * 2**20, accumulation_dtype(encoder.dtype)
+    asked, real = int(batch.options.workspace_mib * 2**20), accumulation_dtype(encoder.dtype)
     # Beside the tile: mass and column sums of each utterance, the packed hidden and its gradient.
     rows = len(batch.frames) * OutputLayer.stride_of(weight) * real.itemsize * 2
     rows += batch.packed.cells * encoder.shape[2] * (encoder.element_size() + real.itemsize)

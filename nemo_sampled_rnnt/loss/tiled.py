@@ -253,7 +253,7 @@ def visited(encoder, predictor, weight, bias, problem: Problem, make_cells: Cell
         lattice, frames, predictor.shape[1], width, accumulation_dtype(encoder.dtype).itemsize,
         len(options.durations or ()), needs.encoder, needs.predictor,
     )  # fmt: skip
-    asked = left_for_tiles(options.workspace_mib * 2**20, beside)
+    asked = left_for_tiles(int(options.workspace_mib * 2**20), beside)
     asked = min(asked, lattice.cells * cell + lattice.utterances * sets)  # more would not be used
     budget = asked
     while True:

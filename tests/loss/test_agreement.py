@@ -61,7 +61,7 @@ def test_utterances_cut_by_rows(options, scope):
 def test_workspace_changes_nothing(impl, scope, options):
     problem = make_problem(2, B=3, T=61, U=19, H=67, V=131, N=101, scope=scope)
     results = []
-    for workspace_mib in (1, 3, 256):
+    for workspace_mib in (1, 1.7, 3, 256):
         torch.manual_seed(0)
         results.append(gradients_of(problem, sampled_rnnt_loss, impl=impl, workspace_mib=workspace_mib, **options))
     for other in results[1:]:
