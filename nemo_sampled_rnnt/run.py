@@ -30,6 +30,8 @@ def find_script() -> str:
 
 
 def execute(script: str, namespace: dict) -> None:
+    if not os.path.isfile(script):
+        sys.exit(f"there is no script {script}")
     with open(script, "rb") as source:
         code = compile(source.read(), script, "exec", dont_inherit=True)
     namespace |= {"__file__": script, "__doc__": None}

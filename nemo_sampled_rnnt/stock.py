@@ -48,11 +48,14 @@ def export_stock(
         overwrite: replace a file that is there.
 
     Raises:
-        FileExistsError: the destination exists.
-        ValueError: the source is no complete ``.nemo``, or no transducer, or has no CTC head for a hybrid.
+        FileExistsError, IsADirectoryError: the destination exists.
+        ValueError: the source is no complete ``.nemo``, or no transducer, or has no CTC head for a hybrid, or is the
+            destination.
     """
     source, destination = Path(source), Path(destination)
     refuse_existing(destination, overwrite)
+    if destination.exists() and destination.samefile(source):
+        raise ValueError(f"{destination} is the model itself, of which the stock one lacks parts: give another name")
     config = read_config(source)
     stock = stock_config(config, hybrid)
     # Next to the destination: where /tmp is kept in memory, unpacking there would be a second copy.
@@ -61,6 +64,11 @@ def export_stock(
         OmegaConf.save(stock, Path(folder, CONFIG))
         weights = torch.load(Path(folder, WEIGHTS), map_location="cpu", weights_only=True, mmap=True)
         kept = stock_weights(weights, hybrid)
+        if hybrid and not any(name.startswith(CTC_HEAD) for name in kept):
+            raise ValueError(
+                f"{source} has an aux_ctc section but no weights of a CTC head, as a model has that NeMo's own class "
+                "trained with a config of ours: export it as rnnt"
+            )
         if len(kept) < len(weights):
             torch.save(kept, Path(folder, "kept"))
             os.replace(Path(folder, "kept"), Path(folder, WEIGHTS))
@@ -104,8 +112,12 @@ def stock_weights(weights: dict[str, torch.Tensor], hybrid: bool = False) -> dic
 
 
 def refuse_existing(destination: Path, overwrite: bool) -> None:
+    if destination.is_dir():
+        raise IsADirectoryError(f"{destination} is a folder: give the name of a file")
     if destination.exists() and not overwrite:
-        raise FileExistsError(f"{destination} exists: give another name, or ask to overwrite it")
+        raise FileExistsError(
+            f"{destination} exists: give another name, or ask to overwrite it (overwrite=True, or --overwrite)"
+        )
 
 
 def make_parent(path: Path) -> Path:
@@ -127,7 +139,10 @@ def unpack(source: Path, folder: str, names: list[str] | None = None) -> None:
             members = [x for x in archive if names is None or os.path.normpath(x.name) in names]
             archive.extractall(folder, members, filter="data")
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise ValueError(f"{source} is no .nemo file, or not all of one ({error}): copy or save it again") from error
+        hint = "copy or save it again"
+        if Path(source).suffix == ".ckpt":
+            hint = "this is a checkpoint of Lightning's, take the .nemo beside it"
+        raise ValueError(f"{source} is no .nemo file, or not all of one: {hint}") from error
     for name in names or (CONFIG, WEIGHTS):
         if not Path(folder, name).is_file():
             raise ValueError(f"{source} holds no {name}, so it is no .nemo file, or not all of one")

@@ -6,6 +6,7 @@ from nemo.collections.asr.models import EncDecHybridRNNTCTCBPEModel, EncDecHybri
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_sampled_rnnt.modules.nemo_loss import MULTI_BLANK
+from nemo_sampled_rnnt.sampling import SampledSoftmax
 
 JOINT = "nemo_sampled_rnnt.modules.SampledRNNTJoint"
 STOCK_JOINTS = tuple(
@@ -56,7 +57,7 @@ def prepare_config(cfg: DictConfig, model_class: type) -> DictConfig:
         if is_hybrid(model_class) and not has_tokenizer(model_class):
             cfg.aux_ctc.decoder.vocabulary = cfg.labels
     sampled = cfg.joint.get("sampled_softmax")
-    if sampled is not None and sampled.get("sampler", "ctc") == "ctc" and cfg.get("aux_ctc") is None:
+    if sampled is not None and SampledSoftmax.from_config(sampled).sampler == "ctc" and cfg.get("aux_ctc") is None:
         raise ValueError(
             "joint.sampled_softmax.sampler is ctc, but the model has no CTC head: add an aux_ctc section (as in "
             "configs/conformer_transducer_bpe_sampled.yaml), or set the sampler to uniform or unigram"
@@ -72,6 +73,8 @@ def _refuse_other_kinds(cfg: DictConfig, model_class: type, joint: str) -> None:
         reason = "HAT has a joint of its own"
     elif name.startswith("multiblank"):
         reason = MULTI_BLANK
+    elif name.startswith("tdt") and not durations:
+        reason = f"it has no durations: set loss.{name}_kwargs.durations and what configs/tdt.yaml sets with it"
     elif extra != len(durations or ()):
         reason = (
             f"the loss has {len(durations or ())} durations: a TDT model has loss.loss_name tdt, and "

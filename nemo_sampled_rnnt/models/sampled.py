@@ -8,7 +8,7 @@ import torch
 from nemo.collections.asr.data.audio_to_text_dali import DALIOutputs
 from nemo.collections.common.parts.preprocessing.parsers import make_parser
 from nemo.core.classes.mixins import AccessMixin
-from nemo.utils import model_utils
+from nemo.utils import logging, model_utils
 from omegaconf import DictConfig
 
 from nemo_sampled_rnnt.models.aggregate import AggregateMixin, MultilingualTokenizer
@@ -155,6 +155,9 @@ class SampledSoftmaxMixin(
 
     def on_fit_start(self):
         super().on_fit_start()
+        config, labels = self.joint.sampled_softmax, len(self.joint.vocabulary)
+        if config is not None and not (config.auto or config.scheduled) and config.size(labels) == labels:
+            logging.warning(f"n_samples {config.n_samples} is the whole vocabulary of {labels}: training is exact.")
         if self.joint.needs_unigram_counts:
             path = self.joint.sampled_softmax.unigram_counts
             counts = unigram_counts(path, self.cfg.get("train_ds"), self._text_to_ids(), self.joint.vocabulary)

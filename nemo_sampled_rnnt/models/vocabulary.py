@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import os
+from collections import Counter
+from contextlib import contextmanager
 
 import torch
 from nemo.collections.asr.losses.rnnt import RNNTLoss
@@ -32,12 +34,15 @@ class VocabularyMixin:
                 where the new vocabulary has their labels. Transcripts stay as they are if it has them all.
 
         Raises:
-            ValueError: extend, and the vocabularies have no label in common; nothing is changed.
+            ValueError: characters that are no distinct strings; extend, and the vocabularies have no label in common.
+                Nothing is changed.
         """
+        self._refuse_wrong_labels(*args, **kwargs)
         if extend:
             self._refuse_strange_labels(*args, **kwargs)
         old = {part: getattr(self, part) for part in ("decoder", "joint", "ctc_decoder") if hasattr(self, part)}
-        super().change_vocabulary(*args, **kwargs)
+        with without_null(self.cfg, ("train_ds", "validation_ds", "test_ds")):
+            super().change_vocabulary(*args, **kwargs)
         if self.joint is old["joint"]:
             return  # the characters are the same, and NeMo changed nothing
         vocabulary = list(self.joint.vocabulary)
@@ -51,6 +56,16 @@ class VocabularyMixin:
             getattr(self, part).to(next(module.parameters())).train(module.training)
         if extend:
             self._extend(old)
+
+    def _refuse_wrong_labels(self, *args, **kwargs) -> None:
+        if has_tokenizer(type(self)):
+            return
+        labels = inspect.signature(super().change_vocabulary).bind(*args, **kwargs).arguments["new_vocabulary"]
+        if isinstance(labels, str) or not all(isinstance(label, str) for label in labels or ()):
+            raise ValueError(f"the new vocabulary must be a list of strings, got {labels!r}: quote each label")
+        twice = [label for label, count in Counter(labels or ()).items() if count > 1]
+        if twice:
+            raise ValueError(f"the new vocabulary has labels more than once: {twice[:10]}: leave each in once")
 
     def _refuse_strange_labels(self, *args, **kwargs) -> None:
         """Look at a new vocabulary before NeMo changes anything; what is none at all is NeMo's to refuse."""
@@ -102,6 +117,21 @@ class VocabularyMixin:
                 if part != "decoder":
                     start_below(layer, new_layers[name], [i for i, _ in pairs], len(after) - len(pairs))
                 copy_rows(layer, new_layers[name], pairs, (len(before), len(after)))
+
+
+@contextmanager
+def without_null(config: DictConfig, sections: tuple[str, ...]):
+    """Take those that are null out for a while: NeMo writes the characters into each section that is there."""
+    null = [section for section in sections if section in config and config[section] is None]
+    with open_dict(config):
+        for section in null:
+            config.pop(section)
+    try:
+        yield
+    finally:
+        with open_dict(config):
+            for section in null:
+                config[section] = None
 
 
 class Loader(ASRBPEMixin, Serialization):

@@ -62,8 +62,9 @@ class NegativeSampler:
         elif config.sampler == "unigram":
             if counts is None:
                 raise ValueError(
-                    "sampler 'unigram' needs counts, a number for each label, got None; load a file with "
-                    "load_unigram_counts, or choose sampler: uniform"
+                    "sampler 'unigram' needs counts, a number for each label, got None; in NeMo train a model class of "
+                    "nemo_sampled_rnnt.models, which counts; else load a file with load_unigram_counts; or choose "
+                    "sampler: uniform"
                 )
             self._fixed = distributions.unigram(counts, vocab_size, config.floor)
 
@@ -220,8 +221,8 @@ class NegativeSampler:
             return
         if posteriors is None:
             raise ValueError(
-                "sampler 'ctc' needs the posteriors of a CTC head, got None; add an aux_ctc section to the model, or "
-                "choose sampler: uniform"
+                "sampler 'ctc' needs the posteriors of a CTC head, got None; in NeMo train a model class of "
+                "nemo_sampled_rnnt.models with an aux_ctc section, or choose sampler: uniform"
             )
         expected = (len(targets), self.vocab_size)
         if posteriors.shape != expected:

@@ -19,7 +19,7 @@ from tiny import fit, talkative
 from nemo_sampled_rnnt import cli
 from nemo_sampled_rnnt.callbacks import ExportStock
 from nemo_sampled_rnnt.models.export import save_stock
-from nemo_sampled_rnnt.stock import CONFIG, WEIGHTS, export_stock, unpack
+from nemo_sampled_rnnt.stock import CONFIG, WEIGHTS, export_stock, pack, unpack
 
 COMMAND = Path(sys.executable).with_name("nemo-sampled-rnnt")
 HEAD = {"ctc_decoder.decoder_layers.0.weight", "ctc_decoder.decoder_layers.0.bias"}
@@ -229,6 +229,34 @@ def test_hybrid_without_a_head(models, tmp_path):
     assert not os.listdir(tmp_path)
 
 
+def test_hybrid_whose_head_has_no_weights(models, tmp_path):
+    """NeMo's own class keeps a config's aux_ctc, and has no head."""
+    models["without_head"].save_to(str(tmp_path / "in.nemo"))
+    (tmp_path / "in").mkdir()
+    unpack(tmp_path / "in.nemo", tmp_path / "in")
+    config = OmegaConf.load(tmp_path / "in" / CONFIG)
+    OmegaConf.save(OmegaConf.merge(config, {"aux_ctc": models[BPE_NAME].cfg.aux_ctc}), tmp_path / "in" / CONFIG)
+    pack(tmp_path / "in", tmp_path / "with_aux_ctc.nemo")
+    before = set(os.listdir(tmp_path))
+    with pytest.raises(ValueError, match="no weights of a CTC head.*export it as rnnt"):
+        export_stock(tmp_path / "with_aux_ctc.nemo", tmp_path / "out.nemo", hybrid=True)
+    assert set(os.listdir(tmp_path)) == before
+    assert not export_stock(tmp_path / "with_aux_ctc.nemo", tmp_path / "out.nemo").left_out
+
+
+def test_the_model_itself_is_not_replaced(ours, tmp_path):
+    (tmp_path / "in.nemo").write_bytes(ours.read_bytes())
+    result = run(tmp_path / "in.nemo", tmp_path / ".." / tmp_path.name / "in.nemo", "--overwrite")
+    assert result.exit_code == 1 and "is the model itself" in result.output
+    assert (tmp_path / "in.nemo").read_bytes() == ours.read_bytes()
+
+
+def test_a_lightning_checkpoint(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
+    result = run(tmp_path / "last.ckpt", tmp_path / "out.nemo")
+    assert result.exit_code == 1 and "take the .nemo beside it" in result.output
+
+
 def test_a_failed_export_leaves_nothing_behind(models, ours, tmp_path, monkeypatch):
     def disk_full(*_, **__):
         raise OSError(28, "No space left on device")
@@ -241,6 +269,15 @@ def test_a_failed_export_leaves_nothing_behind(models, ours, tmp_path, monkeypat
 
 
 # The callback.
+
+
+def test_callback_finds_an_unusable_path_before_training(models, tmp_path):
+    (tmp_path / "file").write_text("")
+    for path, error in ((tmp_path, IsADirectoryError), (tmp_path / "file" / "out.nemo", OSError)):
+        step = models[BPE_NAME].trainer.global_step
+        with pytest.raises(error):
+            fit(models[BPE_NAME], 1, callbacks=[ExportStock(str(path), overwrite=True)])
+        assert models[BPE_NAME].trainer.global_step in (0, step)
 
 
 def test_callback(tokenizer, speech, tmp_path):

@@ -231,3 +231,8 @@ def test_outputs_that_do_not_fit(extra, tokenizer):
     more = OmegaConf.merge(TDT, {"joint": {"num_extra_outputs": extra}})
     with pytest.raises(ValueError, match=rf"with {extra} extra outputs and the loss tdt \(the loss has 4 durations"):
         BPE.build(tokenizer, more=more)
+
+
+def test_loss_without_durations(tokenizer):
+    with pytest.raises(ValueError, match=r"the loss tdt \(it has no durations: set loss.tdt_kwargs.durations"):
+        BPE.build(tokenizer, more={"loss": {"loss_name": "tdt"}})

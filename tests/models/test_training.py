@@ -134,6 +134,25 @@ def test_sampler_ctc_without_a_head(tokenizer, speech):
         build(tokenizer, speech, aux_ctc=False, sampler="ctc")
 
 
+@pytest.mark.parametrize("section", [512, "ctc"])
+def test_sampled_softmax_that_is_no_mapping(section, tokenizer, speech):
+    config = build(tokenizer, speech).cfg.copy()
+    config.joint.sampled_softmax = section
+    with pytest.raises(ValueError, match=f"expected a mapping .*got {section!r}"):
+        EncDecSampledRNNTBPEModel(config)
+
+
+def test_all_labels_are_said_to_be_exact(tokenizer, speech, caplog):
+    from nemo.utils import logging
+
+    model = build(tokenizer, speech, n_samples=10_000)
+    level = logging.getEffectiveLevel()
+    logging.setLevel(logging.WARNING)
+    fit(model, 1)
+    logging.setLevel(level)
+    assert "n_samples 10000 is the whole vocabulary" in caplog.text
+
+
 def test_weight_of_the_ctc_loss_out_of_range(tokenizer, speech):
     with pytest.raises(ValueError, match=r"ctc_loss_weight must lie in \[0, 1\], got 1.5"):
         build(tokenizer, speech, {"aux_ctc": {"ctc_loss_weight": 1.5}})

@@ -225,6 +225,29 @@ def test_same_characters_change_nothing(tokenizer, speech):
         assert model.joint is joint and model.ctc_decoder is head
 
 
+@pytest.mark.parametrize("extend", [False, True])
+def test_sections_without_data(extend, change, tokenizer, speech):
+    """NeMo writes the characters into each section, and does not bear one that is null."""
+    model = CHARACTER.build(tokenizer, speech, more={"test_ds": None})
+    assert "test_ds" in model.cfg and model.cfg.test_ds is None
+    change(model, CHARACTER, extend=extend)
+    assert len(model.joint.vocabulary) == len(CHARACTERS) + len(FEW) == len(model.cfg.labels)
+    assert model.cfg.test_ds is None and list(model.cfg.train_ds.labels) == list(model.cfg.labels)
+
+
+@pytest.mark.parametrize("labels, message", [
+    ("abc", "must be a list of strings, got 'abc'"), (["a", 1], "must be a list of strings"),
+    (["a", "b", "a"], r"more than once: \['a'\]"),
+])  # fmt: skip
+def test_characters_that_are_no_labels(labels, message, tokenizer, speech):
+    model = CHARACTER.build(tokenizer, speech)
+    joint = model.joint
+    for extend in (False, True):
+        with pytest.raises(ValueError, match=message):
+            model.change_vocabulary(labels, extend=extend)
+    assert model.joint is joint
+
+
 def test_aggregate_tokenizer(tokenizer, speech, tmp_path):
     """NeMo's own way to a second language; pieces that both have come twice."""
     other = make_tokenizer(tmp_path / "other", pieces=43)
