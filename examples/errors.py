@@ -44,7 +44,7 @@ class Errors:
             sample = random.integers(len(lengths), size=len(lengths))
             if lengths[sample].any():
                 rates.append(errors[sample].sum() / lengths[sample].sum())
-        mean, half = np.mean(rates), 1.96 * np.std(rates)
+        mean, half = float(np.mean(rates)), 1.96 * float(np.std(rates))
         return 100 * (mean - half), 100 * (mean + half)
 
     def better_than(self, other: Errors) -> float:

@@ -7,6 +7,10 @@ import json
 import pytest
 from characters import main, read_labels
 from click.testing import CliRunner
+from hydra import compose, initialize_config_dir
+from scripts import ROOT, SHRINK
+
+from nemo_sampled_rnnt.models import EncDecSampledRNNTModel
 
 
 def write(folder, *entries):
@@ -52,3 +56,13 @@ def test_bad_labels(content, message, tmp_path):
 def test_other_separators_do_not_end_a_line(tmp_path):
     (tmp_path / "characters.txt").write_text("a\n\u2028\n\x85\n", encoding="utf-8")
     assert read_labels(tmp_path / "characters.txt") == ["a", "\u2028", "\x85"]
+
+
+def test_other_characters_for_a_model_of_the_recipe(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    small = [override for override in SHRINK if override.startswith(("model.encoder", "model.model_defaults"))]
+    with initialize_config_dir(str(ROOT / "examples/recipes/aishell"), version_base=None):
+        config = compose("small", [*small, "model.labels=[a,b]", "~model.train_ds", "~model.validation_ds"])
+    model = EncDecSampledRNNTModel(cfg=config.model)
+    model.change_vocabulary(["a", "b", "c"])
+    assert list(model.joint.vocabulary) == list(model.cfg.labels) == ["a", "b", "c"]
