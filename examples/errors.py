@@ -33,7 +33,7 @@ class Errors:
         result = kaldialign.bootstrap_wer_ci(self.references, self.hypotheses, replications=SAMPLES)
         if math.isfinite(result["wer"]):
             return 100 * result["ci95min"], 100 * result["ci95max"]
-        # A sample of empty references only has no error rate, so here the same without such samples.
+        # A sample of empty references only has no error rate: here the same bootstrap without such samples.
         lengths = np.array([len(reference) for reference in self.references])
         if not lengths.any():
             return math.nan, math.nan

@@ -27,7 +27,7 @@ def read_labels(path: Path) -> list[str]:
     first = {}
     for number, label in enumerate(labels, 1):
         if not label:
-            raise ValueError(f"{path}, line {number}: expected a character, found an empty line: write it again")
+            raise ValueError(f"{path}, line {number}: expected a character, found an empty line: remove it")
         if label in first:
             raise ValueError(
                 f"{path}, line {number}: expected another character on each line, found {label!r} of line "
@@ -66,7 +66,7 @@ def main(manifest, out):
     characters = sorted(filter(is_label, counts), key=lambda character: (-counts[character], character))
     if not characters:
         raise click.ClickException(f"expected text in {manifest}, found none")
-    out.write_text("".join(f"{character}\n" for character in characters), encoding="utf-8", newline="\n")
+    out.write_text("".join(f"{character}\n" for character in characters), encoding="utf-8")
     click.echo(f"{out}: {len(characters)} characters, with blank V + 1 = {len(characters) + 1}")
     if left_out:
         click.echo(f"left out: {', '.join(f'U+{ord(character):04X}' for character in left_out)}")
