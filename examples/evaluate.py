@@ -24,6 +24,7 @@ from nemo.collections.common.parts.preprocessing.manifest import get_full_path
 from omegaconf import open_dict
 
 import nemo_sampled_rnnt.models  # noqa: F401 - NeMo may then open our models
+from nemo_sampled_rnnt.stock import read_config
 
 UNITS = {"wer": str.split, "cer": lambda text: "".join(text.split())}  # what is counted
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -57,6 +58,10 @@ def read_manifest(manifest: Path) -> list[dict]:
 
 def restore(path: Path, strategy: str | None, beam_size: int) -> ASRModel:
     """The model with the decoder that is asked for."""
+    try:
+        read_config(path)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     model = ASRModel.restore_from(str(path), map_location="cuda" if torch.cuda.is_available() else "cpu")
     if strategy is not None:
         decoding = model.cfg.decoding.copy()
@@ -83,11 +88,14 @@ def transcribe(model: ASRModel, entries: list[dict], batch_size: int) -> list[st
 def row(name: str, metric: str, errors: Errors, first: Errors) -> dict[str, str]:
     """Of the table."""
     counts = errors.counts()
-    low, high = errors.interval()
+    rate = interval = "-"  # where the references are empty
+    if counts["length"]:
+        rate = f"{100 * (counts['sub'] + counts['del'] + counts['ins']) / counts['length']:.2f}"
+        interval = "{:.2f} to {:.2f}".format(*errors.interval())
     return {
         "model": name,
-        f"{metric.upper()} %": f"{100 * (counts['sub'] + counts['del'] + counts['ins']) / counts['length']:.2f}",
-        "95 %": f"{low:.2f} to {high:.2f}",
+        f"{metric.upper()} %": rate,
+        "95 %": interval,
         **{kind: str(count) for kind, count in counts.items()},
         "better": "" if errors is first else f"{errors.better_than(first):.0%}",
     }
@@ -98,8 +106,8 @@ def row(name: str, metric: str, errors: Errors, first: Errors) -> dict[str, str]
 @click.option("--manifest", "manifests", multiple=True, required=True, type=FILE, help="NeMo's; may be repeated.")
 @click.option("--metric", type=click.Choice(list(UNITS)), default="wer", show_default=True, help="Words or characters.")
 @click.option("--strategy", help="Decoder of NeMo: greedy_batch, beam, maes, ...  [default: the model's own]")
-@click.option("--beam-size", default=4, show_default=True)
-@click.option("--batch-size", default=16, show_default=True)
+@click.option("--beam-size", type=click.IntRange(min=1), default=4, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for what was recognised.")
 def main(models, manifests, metric, strategy, beam_size, batch_size, out):
     """Score MODELS, .nemo files, on manifests."""

@@ -30,6 +30,7 @@ from omegaconf import OmegaConf, open_dict
 
 from nemo_sampled_rnnt import models
 from nemo_sampled_rnnt.models.config import AUX_CTC
+from nemo_sampled_rnnt.stock import read_config
 
 OWN_STEPS = ("sample_rate", "train_ds", "validation_ds", "test_ds", "tokenizer", "char_labels")
 
@@ -48,11 +49,12 @@ def restore(cfg, trainer=None):
         with FileLock(cache / "download.lock"):  # the other ranks wait for the copy of the first
             stored = ASRModel.from_pretrained(name, return_config=True)
     else:
-        stored = ASRModel.restore_from(path, return_config=True)
+        stored = read_config(Path(path).expanduser())
 
     family = stored.target.rsplit(".", 1)[1].replace("EncDecSampled", "EncDec").replace("EncDec", "EncDecSampled")
     if family not in models.__all__:
         raise ValueError(f"{path or name} is a {stored.target}, which cannot be sampled; these can: {models.__all__}")
+    check_vocabulary(cfg, pieces="BPE" in family)
     changes = {key: value for key, value in cfg.model.items() if key not in OWN_STEPS}
     had_head, wants_head = stored.get("aux_ctc") is not None, changes.get("aux_ctc") is not None
     if "Hybrid" in family and "aux_ctc" in changes and not wants_head:
@@ -68,15 +70,50 @@ def restore(cfg, trainer=None):
             for ours in ("sampled_softmax", "n_samples"):
                 stored.joint.pop(ours, None)
         config = OmegaConf.merge(stored, changes)
+    set_sample_rate(cfg, config.preprocessor.get("sample_rate", 16000))  # without it, NeMo's preprocessors take 16000
     options = {"override_config_path": config, "map_location": "cpu", "trainer": trainer}
     options["strict"] = not (gains_head or loses_head)
     model_class = getattr(models, family)
     return model_class.restore_from(path, **options) if path else model_class.from_pretrained(name, **options)
 
 
+def set_sample_rate(cfg, rate):
+    """Of the model, in `cfg.model` and its data wherever they leave it open; raises where they ask for another."""
+    for name in ("model", "model.train_ds", "model.validation_ds", "model.test_ds"):
+        section = OmegaConf.select(cfg, name)
+        if section is None:
+            continue
+        if section.get("sample_rate") is None:
+            with open_dict(section):
+                section.sample_rate = rate
+        elif section.sample_rate != rate:
+            raise ValueError(
+                f"{name}.sample_rate is {section.sample_rate}, but the preprocessor of the model takes {rate} samples "
+                f"a second: give {name}.sample_rate={rate}; audio of other rates is resampled where it is loaded"
+            )
+
+
+def check_vocabulary(cfg, pieces):
+    """Raise where `cfg.model` asks for another vocabulary only in part, or not in the section of such a model."""
+    fitting, kind = ("tokenizer", "a tokenizer") if pieces else ("char_labels", "characters")
+    for name, update, new in (("tokenizer", "update_tokenizer", "dir"), ("char_labels", "update_labels", "labels")):
+        section = cfg.model.get(name) or {}
+        given = [key for key in (update, new, "extend") if section.get(key)]
+        if given and name != fitting:
+            raise ValueError(
+                f"model.{name}.{given[0]} is given, but this is a model with {kind}: use model.{fitting} instead"
+            )
+        missing = [key for key in (update, new) if key not in given]
+        if given and missing:
+            raise ValueError(
+                f"another vocabulary takes model.{name}.{update}=true and model.{name}.{new}=..., but of this section "
+                f"only {' and '.join(given)} came: add {' and '.join(missing)}, or leave all out to keep the vocabulary"
+            )
+
+
 def change_vocabulary(model, cfg):
     """Another tokenizer or other characters, where `cfg.model` asks for them."""
-    tokenizer, characters = cfg.model.get("tokenizer", {}), cfg.model.get("char_labels", {})
+    tokenizer, characters = cfg.model.get("tokenizer") or {}, cfg.model.get("char_labels") or {}
     if tokenizer.get("update_tokenizer"):
         section, new = tokenizer, {"new_tokenizer_dir": tokenizer.dir, "new_tokenizer_type": tokenizer.type}
     elif characters.get("update_labels"):

@@ -12,6 +12,7 @@ On a CPU add `trainer.accelerator=cpu trainer.devices=1 trainer.strategy=auto`.
 from pathlib import Path
 
 import lightning.pytorch as pl
+from characters import read_labels
 from nemo.core.config import hydra_runner
 from nemo.utils import logging
 from nemo.utils.exp_manager import exp_manager
@@ -25,7 +26,7 @@ from nemo_sampled_rnnt.models import EncDecSampledRNNTModel
 def main(cfg):
     """Train."""
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
-    cfg.model.labels = Path(cfg.labels_filepath).read_text(encoding="utf-8").splitlines()
+    cfg.model.labels = read_labels(Path(cfg.labels_filepath))
 
     trainer = pl.Trainer(**resolve_trainer_cfg(cfg.trainer))
     exp_manager(trainer, cfg.get("exp_manager", None))

@@ -123,12 +123,61 @@ def test_bad_input(script, stock_files, tokenizer, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="give either init_from_nemo_model .* or init_from_pretrained_model"):
             script.restore(config(**given))
     stored = OmegaConf.create({"target": "nemo.collections.asr.models.ctc_bpe_models.EncDecCTCModelBPE"})
-    monkeypatch.setattr(script.ASRModel, "restore_from", lambda *_, **__: stored)
+    monkeypatch.setattr(script, "read_config", lambda _: stored)
     with pytest.raises(ValueError, match=f"is a .*{EncDecCTCModelBPE.__name__}, which cannot be sampled"):
         script.restore(config(init_from_nemo_model=path))
 
 
+def test_no_model_file(script, tmp_path):
+    """The message names it."""
+    (tmp_path / "broken.nemo").write_text("not a tar")
+    with pytest.raises(ValueError, match="broken.nemo is no .nemo file"):
+        script.restore(config(init_from_nemo_model=str(tmp_path / "broken.nemo")))
+
+
+def test_another_sample_rate(script, stock_files):
+    """Is refused, in the model's section or in that of its data; null is the model's."""
+    path = str(stock_files["EncDecRNNTBPEModel"])
+    for wrong in ("model", "model.validation_ds"):
+        asked = config(f"{wrong}.sample_rate=8000", init_from_nemo_model=path)
+        with pytest.raises(ValueError, match=f"{wrong}.sample_rate is 8000, but .* takes 16000 samples a second"):
+            script.restore(asked)
+    asked = config("model.sample_rate=null", "model.test_ds=null", init_from_nemo_model=path)
+    script.restore(asked)
+    assert {asked.model[name].sample_rate for name in ("train_ds", "validation_ds")} == {asked.model.sample_rate, 16000}
+
+
 # Another vocabulary.
+
+
+@pytest.mark.parametrize(
+    "name, overrides, message",
+    [
+        ("EncDecRNNTBPEModel", ["tokenizer.dir=x", "tokenizer.extend=true"], "dir and extend came: add update_t"),
+        ("EncDecRNNTBPEModel", ["tokenizer.dir=x"], "only dir came: add update_tokenizer,"),
+        ("EncDecRNNTBPEModel", ["tokenizer.extend=true"], "only extend came: add update_tokenizer and dir,"),
+        ("EncDecRNNTBPEModel", ["tokenizer.update_tokenizer=true"], "only update_tokenizer came: add dir,"),
+        ("EncDecRNNTModel", ["char_labels.labels=[a]"], "only labels came: add update_labels,"),
+        ("EncDecRNNTModel", ["char_labels.update_labels=true"], "only update_labels came: add labels,"),
+        ("EncDecRNNTModel", ["tokenizer.update_tokenizer=true"], "model with characters: use model.char_labels"),
+        ("EncDecHybridRNNTCTCBPEModel", ["char_labels.labels=[a]"], "model with a tokenizer: use model.tokenizer"),
+    ],
+)  # fmt: skip
+def test_vocabulary_asked_for_in_part(name, overrides, message, script, stock_files):
+    """Is refused before the model is loaded."""
+    asked = config(*(f"model.{override}" for override in overrides), init_from_nemo_model=str(stock_files[name]))
+    with pytest.raises(ValueError, match=message):
+        script.restore(asked)
+
+
+def test_no_vocabulary_sections(script, stock_files):
+    asked = config(
+        "model.tokenizer=null", "model.char_labels=null", init_from_nemo_model=str(stock_files["EncDecRNNTModel"])
+    )
+    model = script.restore(asked)
+    before = model.joint
+    script.change_vocabulary(model, asked)
+    assert model.joint is before
 
 
 def test_another_tokenizer(script, stock_files, larger_tokenizer):

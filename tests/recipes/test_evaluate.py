@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import soundfile
 import torch
 from click.testing import CliRunner
-from evaluate import UNITS, Errors, main, read_manifest, restore, transcribe
+from evaluate import UNITS, Errors, main, read_manifest, restore, row, transcribe
 from tiny import CHARACTERS, characters, make_config, make_speech, make_tokenizer, talkative
 
 from nemo_sampled_rnnt.models import EncDecSampledRNNTModel
@@ -52,6 +53,18 @@ def test_interval():
     assert high - low == pytest.approx(2 * 1.96 * 1.0, rel=0.05)
     worse, better = Errors(references, hypotheses), Errors(references, [[*range(10)], [*range(9)]] * 50)
     assert better.better_than(worse) > 0.99 and worse.better_than(better) < 0.01
+
+
+def test_interval_with_empty_references():
+    """Samples without a word are left out; with no word at all there is no rate."""
+    low, high = Errors([["a"], [], []], [["b"], [], []]).interval()
+    assert low == high == 100
+    low, high = Errors([["a"], ["b"], [], []], [["a"], ["c"], [], []]).interval()
+    assert low < 50 < high and math.isfinite(high - low)
+    empty = Errors([[], []], [["a"], []])
+    assert all(map(math.isnan, empty.interval()))
+    found = row("m", "wer", empty, empty)
+    assert (found["WER %"], found["95 %"], found["ins"]) == ("-", "-", "1")
 
 
 def test_offset_and_duration(models, speech, tmp_path):
@@ -120,3 +133,15 @@ def test_bad_manifest(content, message, models, tmp_path):
     (tmp_path / "bad.json").write_text(content)
     result = CliRunner().invoke(main, [str(models[0]), "--manifest", str(tmp_path / "bad.json")])
     assert result.exit_code == 1 and message in result.output
+
+
+def test_no_model_file(speech, tmp_path):
+    (tmp_path / "broken.nemo").write_text("not a tar")
+    result = CliRunner().invoke(main, [str(tmp_path / "broken.nemo"), "--manifest", str(speech)])
+    assert result.exit_code == 1 and "broken.nemo is no .nemo file" in result.output
+
+
+@pytest.mark.parametrize("option", ["--batch-size", "--beam-size"])
+def test_no_size(option, models, speech):
+    result = CliRunner().invoke(main, [str(models[0]), "--manifest", str(speech), option, "0"])
+    assert result.exit_code == 2 and f"Invalid value for '{option}': 0" in result.output
