@@ -17,8 +17,7 @@ import click
 
 def is_label(character: str) -> bool:
     """Whether it is more than a control character or a line end."""
-    category = unicodedata.category(character)
-    return not (category.startswith("C") or category in ("Zl", "Zp"))
+    return unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp")
 
 
 def read_labels(path: Path) -> list[str]:
