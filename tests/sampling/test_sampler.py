@@ -442,7 +442,7 @@ def test_mixed_seed():
 
 
 def test_ctc_without_posteriors():
-    with pytest.raises(ValueError, match="'ctc' needs the posteriors.* add an aux_ctc section .*sampler: uniform"):
+    with pytest.raises(ValueError, match="'ctc' needs the posteriors.* with an aux_ctc section, .*sampler: uniform"):
         sampler_of(sampler="ctc")(*batch()[:2])
 
 
