@@ -68,10 +68,11 @@ def importable(implementation: str, flash_rnnt: Path | None = None) -> bool:
         return True
     nemo = find_spec("nemo")
     folders = [Path(folder) for folder in nemo.submodule_search_locations] if nemo else []
-    if implementation != "flash_rnnt":
-        return any((folder / "collections/asr/losses/rnnt.py").exists() for folder in folders)
-    folders += [flash_rnnt / "nemo"] if flash_rnnt else []
-    return any((folder / "collections/asr/losses/flash_rnnt.py").exists() for folder in folders)
+    needed = "rnnt.py"
+    if implementation == "flash_rnnt":
+        needed = "flash_rnnt.py"
+        folders += [flash_rnnt / "nemo"] if flash_rnnt else []
+    return any((folder / "collections/asr/losses" / needed).exists() for folder in folders)
 
 
 def preload(implementation: str) -> None:

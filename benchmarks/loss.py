@@ -172,16 +172,14 @@ class RowProcess:
         """The row's line in the results, measured or not."""
         row, load = self.row, os.getloadavg()[0]
         with self._limit():
-            try:
-                lines = self._process.communicate("\n")[0].splitlines()
-            except BrokenPipeError:  # it has ended
-                lines = []
+            said, _ = self._process.communicate("\n")
+        measured = self._process.returncode == 0
         return {
             **asdict(row),
             "negatives": WORKLOADS[row.workload].negatives if row.scope else 0,
             "check": "",
             "load": round(load, 1),
-            **(json.loads(lines[-1]) if self._process.wait() == 0 else {"status": self._failure()}),
+            **(json.loads(said.splitlines()[-1]) if measured else {"status": self._failure()}),
             "dtype": self.options.dtype,
             "command": " ".join(self.words),
         }
@@ -194,8 +192,10 @@ class RowProcess:
 
         timer = threading.Timer(self.options.timeout_s, give_up)
         timer.start()
-        yield
-        timer.cancel()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _failure(self) -> str:
         if self._late.is_set():

@@ -37,9 +37,11 @@ class VocabularyMixin:
             ValueError: characters that are no distinct strings; extend, and the vocabularies have no label in common.
                 Nothing is changed.
         """
-        self._refuse_wrong_labels(*args, **kwargs)
+        call = inspect.signature(super().change_vocabulary).bind(*args, **kwargs).arguments
+        if not has_tokenizer(type(self)):
+            refuse_wrong_labels(call["new_vocabulary"] or [])
         if extend:
-            self._refuse_strange_labels(*args, **kwargs)
+            self._refuse_strange_labels(call)
         old = {part: getattr(self, part) for part in ("decoder", "joint", "ctc_decoder") if hasattr(self, part)}
         with without_null(self.cfg, ("train_ds", "validation_ds", "test_ds")):
             super().change_vocabulary(*args, **kwargs)
@@ -57,19 +59,9 @@ class VocabularyMixin:
         if extend:
             self._extend(old)
 
-    def _refuse_wrong_labels(self, *args, **kwargs) -> None:
-        if has_tokenizer(type(self)):
-            return
-        labels = inspect.signature(super().change_vocabulary).bind(*args, **kwargs).arguments["new_vocabulary"]
-        if isinstance(labels, str) or not all(isinstance(label, str) for label in labels or ()):
-            raise ValueError(f"the new vocabulary must be a list of strings, got {labels!r}: quote each label")
-        twice = [label for label, count in Counter(labels or ()).items() if count > 1]
-        if twice:
-            raise ValueError(f"the new vocabulary has labels more than once: {twice[:10]}: leave each in once")
-
-    def _refuse_strange_labels(self, *args, **kwargs) -> None:
-        """Look at a new vocabulary before NeMo changes anything; what is none at all is NeMo's to refuse."""
-        call = inspect.signature(super().change_vocabulary).bind(*args, **kwargs).arguments
+    def _refuse_strange_labels(self, call: dict) -> None:
+        """Look at a new vocabulary, in a call's arguments, before NeMo changes anything; what is none at all is NeMo's
+        to refuse."""
         if not has_tokenizer(type(self)):
             labels = call["new_vocabulary"] or []
         else:
@@ -117,6 +109,14 @@ class VocabularyMixin:
                 if part != "decoder":
                     start_below(layer, new_layers[name], [i for i, _ in pairs], len(after) - len(pairs))
                 copy_rows(layer, new_layers[name], pairs, (len(before), len(after)))
+
+
+def refuse_wrong_labels(characters) -> None:
+    if isinstance(characters, str) or not all(isinstance(label, str) for label in characters):
+        raise ValueError(f"the new vocabulary must be a list of strings, got {characters!r}: quote each label")
+    twice = [label for label, count in Counter(characters).items() if count > 1]
+    if twice:
+        raise ValueError(f"the new vocabulary has labels more than once: {twice[:10]}: leave each in once")
 
 
 @contextmanager
