@@ -63,13 +63,13 @@ def step_memory(step: Step) -> tuple[float, float]:
 def median_ms(step: Callable[[], object], device: torch.device) -> float:
     """Median of several runs after one to warm up: CUDA events on a GPU, the wall clock on a CPU."""
     step()
-    first = _times(step, device, 1)
+    first = times_ms(step, device, 1)
     least, most = REPEATS[device.type]
     repeats = max(least, min(most, int(1e3 * SECONDS[device.type] / max(first[0], 1e-3))))
-    return statistics.median(first + _times(step, device, repeats - 1))
+    return statistics.median(first + times_ms(step, device, repeats - 1))
 
 
-def _times(step, device: torch.device, repeats: int) -> list[float]:
+def times_ms(step, device: torch.device, repeats: int) -> list[float]:
     """Milliseconds of each run."""
     if device.type == "cuda":
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]

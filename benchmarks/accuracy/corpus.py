@@ -7,6 +7,7 @@ utterance; a SentencePiece tokenizer; and how often each label comes in the trai
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +23,7 @@ COUNTS = "unigram_counts.txt"
 STEP = 64  # frames of which a batch's length is a multiple: cuDNN looks for kernels at each new shape, for milliseconds
 
 
-def build(folder: Path, blocks: Iterable[Spoken], tokenizer: dict, preprocessor: dict, device: str) -> None:
+def build(folder: Path, blocks: Iterable[Spoken], tokenizer: dict, preprocessor: dict, device: str) -> float:
     """Fill the folder; the features are computed block by block while the next ones are spoken.
 
     Args:
@@ -31,6 +32,7 @@ def build(folder: Path, blocks: Iterable[Spoken], tokenizer: dict, preprocessor:
         tokenizer: options of SentencePiece's trainer, which reads the training transcripts.
         preprocessor: arguments of NeMo's preprocessor, without dither: features are a function of the speech.
         device: for the features.
+    Returns: seconds in which it waited for speech.
     """
     folder.mkdir(parents=True, exist_ok=True)
     preprocessor = AudioToMelSpectrogramPreprocessor(
@@ -38,7 +40,13 @@ def build(folder: Path, blocks: Iterable[Spoken], tokenizer: dict, preprocessor:
     ).to(device)
     lines = {TRAIN: [], HELD_OUT: []}
     files = {name: open(folder / f"{name}.f16", "wb") for name in lines}
-    for block in blocks:
+    blocks, waited = iter(blocks), 0.0
+    while True:
+        started = time.perf_counter()
+        block = next(blocks, None)
+        waited += time.perf_counter() - started
+        if block is None:
+            break
         features, lengths = _features(preprocessor, block.speech, device)
         for text, speaker, matrix, length in zip(block.texts, block.speakers, features, lengths, strict=True):
             matrix[:length].tofile(files[block.set_name])
@@ -48,14 +56,18 @@ def build(folder: Path, blocks: Iterable[Spoken], tokenizer: dict, preprocessor:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines[name])
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
     _train_tokenizer(folder, [line["text"] for line in lines[TRAIN]], tokenizer)
+    return waited
 
 
 @torch.no_grad()
 def _features(preprocessor, speech: list[np.ndarray], device: str) -> tuple[np.ndarray, np.ndarray]:
     """(B, T, D) float16, and (B,) frames."""
-    lengths = torch.tensor([len(samples) for samples in speech], device=device)
-    padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(samples) for samples in speech], batch_first=True)
-    features, lengths = preprocessor(input_signal=padded.to(device).float() / 2**15, length=lengths)
+    lengths = [len(samples) for samples in speech]
+    padded = np.zeros((len(speech), max(lengths)), np.int16)  # by NumPy: torch's threads wait for cores that speak
+    for row, samples in zip(padded, speech, strict=True):
+        row[: len(samples)] = samples
+    signal = torch.from_numpy(padded).to(device).float() / 2**15
+    features, lengths = preprocessor(input_signal=signal, length=torch.tensor(lengths, device=device))
     return features.transpose(1, 2).half().cpu().numpy(), lengths.cpu().numpy()
 
 

@@ -57,11 +57,11 @@ def _build(out: Path, blocks, tokenizer: dict) -> None:
 
     started = time.perf_counter()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    build(out, blocks, tokenizer, dict(load_recipe(out.name).model.preprocessor), device)
+    waited = build(out, blocks, tokenizer, dict(load_recipe(out.name).model.preprocessor), device)
     for path in sorted(out.glob("*.json")):
         lines = len(path.read_text(encoding="utf-8").splitlines())
         click.echo(f"{path.stem}: {lines} utterances, {path.with_suffix('.f16').stat().st_size / 2**30:.2f} GiB")
-    click.echo(f"{out}: {time.perf_counter() - started:.0f} s")
+    click.echo(f"{out}: {time.perf_counter() - started:.0f} s, {waited:.0f} of them waiting for speech")
 
 
 @main.command()
