@@ -32,9 +32,9 @@ from table import print_results, setting
 from workloads import DEFAULT, WORKLOADS
 
 COLUMNS = ["workload", "implementation", "negatives", "workspace_mib", "median_ms", "peak_mib", "floor_ms",
-           "peak_with_gradients_mib", "draw_ms", "fused_batch_size", "loss", "check", "loss_error", "gradient_error",
-           "status", "load", "machine", "cores", "torch", "nemo", "numba", "numba_cuda", "python", "commit", "dtype",
-           "command"]  # fmt: skip
+           "fresh_ms", "peak_with_gradients_mib", "draw_ms", "fused_batch_size", "loss", "check", "loss_error",
+           "gradient_error", "status", "load", "machine", "cores", "torch", "nemo", "numba", "numba_cuda", "python",
+           "commit", "dtype", "command"]  # fmt: skip
 READY = "ready to measure"  # said by a row's process
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

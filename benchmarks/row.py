@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
+import statistics
 
 import torch
 from check import check
 from floor import make_floor
 from implementations import OURS, Row, make_implementation
-from measure import Step, median_ms, step_memory
+from measure import Step, median_ms, step_memory, times_ms
 from workloads import WORKLOADS, make_batch, make_joint
 
+KNOWN, FRESH = 8, 9  # batches that are no longer, and that are still unknown when they are timed
 OUT_OF_MEMORY = "out of memory"
 
 
@@ -52,6 +54,8 @@ class Prepared:
     def _measure_step(self) -> dict:
         step = Step(self.implementation, self.batch)
         times = {"median_ms": _rounded(median_ms(step, self.device))}
+        if self.device.type == "cuda":
+            times["fresh_ms"] = _rounded(self._fresh_ms())
         if self.row.implementation in OURS and self.row.scope is not None:
             draw = median_ms(lambda: self.implementation.negatives(self.batch), self.device)
             times["draw_ms"] = _rounded(draw)
@@ -59,6 +63,14 @@ class Prepared:
         loss = float(step())
         step.forget_gradients()
         return {**times, "peak_mib": round(peak, 1), "peak_with_gradients_mib": round(whole, 1), "loss": loss}
+
+    def _fresh_ms(self) -> float:
+        """Median of the first steps on some batches of other lengths, after others to warm up."""
+        dtype = self.batch.encoder.dtype
+        batches = [make_batch(self.workload, self.device, dtype, number=1 + i) for i in range(KNOWN + FRESH)]
+        steps = iter([Step(self.implementation, batch) for batch in batches])
+        times_ms(lambda: next(steps)(), self.device, KNOWN)
+        return statistics.median(times_ms(lambda: next(steps)(), self.device, FRESH))
 
 
 def _free(device: torch.device) -> None:

@@ -17,7 +17,7 @@ RIVALS = {
     "sampled": ["nemo_sampled", "nemo_full"],
     "sampled_utterance": ["nemo_sampled", "nemo_full"],
 }
-COLUMNS = ["workload", "implementation", "negatives", "setting", "median_ms", "draw_ms", "peak_mib",
+COLUMNS = ["workload", "implementation", "negatives", "setting", "median_ms", "fresh_ms", "draw_ms", "peak_mib",
            "peak_with_gradients_mib", "floor_ms", "x floor", "loss", "check"]  # fmt: skip
 
 

@@ -45,9 +45,9 @@ class Workload:
         """The same layer with few cells: its loss is checked against float64."""
         return replace(self, batch=6, frames=max(8, self.frames // 20), labels=max(8, self.labels // 10))
 
-    def lengths(self, padded: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B,) frames and (B,) labels of each utterance."""
-        generator = torch.Generator().manual_seed(self.batch * self.frames)
+    def lengths(self, padded: bool = True, number: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B,) frames and (B,) labels of each utterance of one of the workload's batches."""
+        generator = torch.Generator().manual_seed(self.batch * self.frames + number)
         frames, labels = (
             torch.randint(-(-longest // 2), longest + 1, (self.batch,), generator=generator)
             for longest in (self.frames, self.labels)
@@ -114,10 +114,12 @@ class Batch:
         return replace(self, encoder=encoder, predictor=predictor)
 
 
-def make_batch(workload: Workload, device: torch.device, dtype: torch.dtype, padded: bool = True) -> Batch:
-    """A random batch; not padded: every utterance is as long as the longest."""
-    generator = torch.Generator().manual_seed(0)
-    frames, labels = workload.lengths(padded)
+def make_batch(
+    workload: Workload, device: torch.device, dtype: torch.dtype, padded: bool = True, number: int = 0
+) -> Batch:
+    """A random batch, each number another one; not padded: every utterance is as long as the longest."""
+    generator = torch.Generator().manual_seed(number)
+    frames, labels = workload.lengths(padded, number)
     # Label 0 is SentencePiece's <unk>, which hardly occurs; NeMo's sampled joint takes it for padding.
     targets = torch.randint(1, workload.vocabulary, (workload.batch, workload.labels), generator=generator)
     targets[torch.arange(workload.labels) >= labels[:, None]] = 0

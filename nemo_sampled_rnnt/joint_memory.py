@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nemo_sampled_rnnt.loss.candidates import ALIGNMENT, aligned
+from nemo_sampled_rnnt.loss.candidates import ALIGNMENT, aligned, recurring
 from nemo_sampled_rnnt.loss.lattice import Lattice
 from nemo_sampled_rnnt.loss.own_rows import set_bytes
 from nemo_sampled_rnnt.loss.tiled import Workspace, bytes_beside, left_for_tiles
@@ -71,8 +71,8 @@ def joint_memory(
     if n_samples is not None and candidates is None:
         candidates = 1 + labels * (1 if scope == "utterance" else batch) + n_samples
     sampled, outputs = candidates is not None, vocabulary + 1 + durations
-    own = sampled and scope == "utterance"
-    columns = aligned(candidates + durations) if sampled else outputs
+    own = sampled and scope == "utterance" and batch > 1
+    columns = (aligned if own else recurring)(candidates + durations) if sampled else outputs
     sum_bytes = (aligned(hidden) + ALIGNMENT) * FLOAT  # of a row of the weight's gradient, and of the bias'
     if own:
         utterance_bytes = set_bytes(columns, hidden, itemsize)
@@ -83,10 +83,11 @@ def joint_memory(
 
     cell_bytes = Workspace.bytes_per_cell(hidden, aligned(columns), itemsize, backward=True)
     beside = bytes_beside(lattice, frames, labels + 1, hidden, FLOAT, durations, encoder=True, predictor=True)
-    visits = plan_tiles(lattice, cell_bytes, left_for_tiles(int(workspace_mib * 2**20), beside), utterance_bytes)
+    budget = left_for_tiles(int(workspace_mib * 2**20), beside)
+    visits = plan_tiles(lattice, cell_bytes, budget, utterance_bytes, recur=not own)
     tiles = [tile for visit in visits for tile in visit]
     return JointMemory(
-        tiles=max(tile.cells for tile in tiles) * cell_bytes + max(tile.utterances for tile in tiles) * utterance_bytes,
+        tiles=max(tile.rows for tile in tiles) * cell_bytes + max(tile.utterances for tile in tiles) * utterance_bytes,
         rows=rows,
         beside=beside,
         projections=batch * frames * (hidden + encoder_width) * itemsize,

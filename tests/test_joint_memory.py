@@ -11,6 +11,7 @@ import torch
 
 from nemo_sampled_rnnt import sampled_rnnt_loss
 from nemo_sampled_rnnt.joint_memory import full_softmax_memory, joint_memory
+from nemo_sampled_rnnt.loss.candidates import recurring
 from nemo_sampled_rnnt.loss.lattice import Lattice
 from nemo_sampled_rnnt.memory import peak_memory
 
@@ -103,11 +104,11 @@ def test_durations(scope):
     sampled = {"n_samples": 423, "scope": scope, "workspace_mib": 2**14} if scope else {"workspace_mib": 2**14}
     batch = lattice(5, 375, 44)
     plain = joint_memory(batch, 4231, 640, 512, **sampled)
-    more = joint_memory(batch, 4231 + 8, 640, 512, **sampled | ({"n_samples": 423 + 8} if scope else {}))
-    tdt = joint_memory(batch, 4231, 640, 512, **sampled, durations=8)
+    more = joint_memory(batch, 4231 + 24, 640, 512, **sampled | ({"n_samples": 423 + 24} if scope else {}))
+    tdt = joint_memory(batch, 4231, 640, 512, **sampled, durations=24)
     assert (tdt.tiles, tdt.rows, tdt.projections) == (more.tiles, more.rows, plain.projections)
     assert tdt.tiles > plain.tiles and tdt.rows > plain.rows
-    assert tdt.beside - plain.beside == batch.places * 8 * 8
+    assert tdt.beside - plain.beside == batch.places * 24 * 8
 
 
 def test_workspace_bounds_the_tiles():
@@ -116,4 +117,4 @@ def test_workspace_bounds_the_tiles():
     totals = [joint_memory(long, 4231, 640, 512, workspace_mib=mib).tiles / 2**20 for mib in (16, 64, 8192)]
     assert totals[0] <= 16 and 32 < totals[1] <= 64
     cells = 3 * 901 * 114
-    assert totals[2] == pytest.approx(cells * (2 * 640 + 8 + 4232) * 2 / 2**20, rel=1e-6)
+    assert totals[2] == pytest.approx(recurring(cells) * (2 * 640 + 8 + 4232) * 2 / 2**20, rel=1e-6)

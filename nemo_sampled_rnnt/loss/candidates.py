@@ -21,6 +21,25 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
+def recurring(size: int) -> int:
+    """``size`` rounded up, by 3 % at most beyond ALIGNMENT, to one of few sizes, which batches share.
+
+    For a matrix product of a size that it has not met cuBLAS takes 0.2 to 0.4 ms of the host to choose an algorithm.
+    """
+    step = _step(size)
+    return -(-size // step) * step
+
+
+def recurring_below(size: int) -> int:
+    """``size`` rounded down to one of these sizes; what is smaller than ALIGNMENT stays."""
+    return size // _step(size) * _step(size) or size
+
+
+def _step(size: int) -> int:
+    """From one recurring size to the next."""
+    return max(ALIGNMENT, 1 << max(0, size.bit_length() - 6))
+
+
 @dataclass(frozen=True)
 class Lookup:
     """Where a label stands in each set: a hash table of so many slots for each, one after the other.

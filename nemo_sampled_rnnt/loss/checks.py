@@ -14,7 +14,7 @@ from numbers import Real
 
 import torch
 
-from nemo_sampled_rnnt.loss.candidates import aligned, every_label, gather_candidates, with_durations
+from nemo_sampled_rnnt.loss.candidates import aligned, every_label, gather_candidates, recurring, with_durations
 from nemo_sampled_rnnt.loss.dropout import draw_seed
 from nemo_sampled_rnnt.loss.lattice import Lattice
 from nemo_sampled_rnnt.loss.problem import ACTIVATIONS, IMPLEMENTATIONS, REDUCTIONS, Options, Problem
@@ -201,17 +201,20 @@ def make_problem(
                 f"utterance {utterance} has target_lengths {labels[utterance]}"
             )
 
+    # Kernels know padding. Of sets for each utterance the products are grouped as a rule, and no algorithm is chosen.
+    own = negatives is not None and len(candidates.ids) > 1
+    rounded = aligned if table is None or own else recurring
     count = [vocabulary + 1]
     if negatives is not None:
         groups = len(candidates.ids)
         sets = [numbers[4 * batch + i * groups : 4 * batch + (i + 1) * groups] for i in range(4)]
         _check_negatives(sets, per_utterance=negatives.dim() == 2, vocabulary=vocabulary)
         count = sets[0]
-        largest = aligned(max(count))
+        largest = min(rounded(max(count)), candidates.ids.shape[1])
         ids, log_q = candidates.ids[:, :largest], candidates.log_q[:, :largest]
         candidates = replace(candidates, ids=ids, log_q=log_q)
     if durations:
-        candidates = with_durations(candidates, vocabulary, durations, aligned(max(count) + durations))
+        candidates = with_durations(candidates, vocabulary, durations, rounded(max(count) + durations))
     lattice = Lattice(frames, labels)
     if options.max_logits is not None:
         _check_logits(lattice, count, options.max_logits)

@@ -47,6 +47,8 @@ class OwnRows:
         """Of one utterance and tile."""
         return self._sums_of(self.columns)
 
+    whole_tiles = False
+
     def prepare(self, visits: list[Visit]) -> None:
         """Nothing to do before the first tile."""
 

@@ -26,9 +26,11 @@ class SharedRows:
         offsets: (1, stride) float, c_k - log q_k, what is added to the product before the log-sum-exp; -inf in the
             padding and for TDT's durations. Scores of blank and labels need no more, since q = 1 there.
         utterance_bytes: of workspace for an utterance beside its cells.
+        whole_tiles: a product takes all cells of a tile; its rows may be more than they are.
     """
 
     utterance_bytes = 0
+    whole_tiles = True
 
     def __init__(self, weight, bias, problem: Problem, dtype: torch.dtype, needs, spare: int):
         self._total_rows = len(weight)
@@ -58,11 +60,11 @@ class SharedRows:
         """w_k . hidden for the candidates of each cell (without the offsets).
 
         Args:
-            hidden: (cells, H).
-            out: called for the (cells, stride) buffer of the workspace.
+            hidden: (rows, H).
+            out: called for the (rows, stride) buffer of the workspace.
 
         Returns:
-            (cells, stride) of which the first ``columns`` are written.
+            (rows, stride) of which the first ``columns`` are written.
         """
         logits = out()
         for part, rows in self._parts:
@@ -70,7 +72,7 @@ class SharedRows:
         return logits
 
     def hidden_gradient(self, tile: Tile, logits_gradient: torch.Tensor, out) -> torch.Tensor:
-        """logits_gradient x weight, in the (cells, H or wider) buffer that ``out`` returns."""
+        """logits_gradient x weight, in the (rows, H or wider) buffer that ``out`` returns."""
         gradient, beta = out(), 0
         hidden = gradient[:, : self._rows.shape[1]]
         for part, rows in reversed(self._parts):  # the small product first: the large one adds to it unrounded
@@ -82,8 +84,8 @@ class SharedRows:
         """Add this tile's weight and bias gradients.
 
         Args:
-            hidden_and_one: (cells, more than H), behind the hidden a column of ones (see :class:`Workspace`).
-            logits_gradient: (cells, stride).
+            hidden_and_one: (rows, more than H), behind the hidden a column of ones (see :class:`Workspace`).
+            logits_gradient: (rows, stride).
         """
         for part, _ in self._parts:
             self._sums.add(logits_gradient[:, part], hidden_and_one, part)

@@ -25,7 +25,7 @@ from typing import Protocol
 
 import torch
 
-from nemo_sampled_rnnt.loss.candidates import ALIGNMENT, aligned
+from nemo_sampled_rnnt.loss.candidates import ALIGNMENT, aligned, recurring
 from nemo_sampled_rnnt.loss.lattice import Lattice
 from nemo_sampled_rnnt.loss.once import once_differentiable
 from nemo_sampled_rnnt.loss.own_rows import OwnRows, set_bytes
@@ -42,11 +42,14 @@ WORD = 8  # bytes of a number of the lattice
 class Workspace:
     """What the cells of a tile are worked on in; a tile's first cell lies at row 0.
 
+    Rows beyond its cells hold anything: what is computed from them is not used, and :meth:`Cells.gradient` zeroes them
+    for the products that sum over rows.
+
     Rows start at multiples of 16 bytes, which wide loads and tensor cores want. Behind the hidden stands a column
     of ones: the bias gradient then comes out of the same product as the weight gradient.
 
     Args:
-        cells: of the largest tile.
+        cells: rows of the largest tile.
         width: H.
         columns, stride: S, and the elements from one row of logits to the next.
         like: a tensor of the compute dtype and device.
@@ -115,13 +118,14 @@ class Cells(Protocol):
         """Write dropout(act(f[t] + g[u])) to the workspace's hidden_and_one."""
 
     def scores(self, tile: Tile, logits: torch.Tensor) -> None:
-        """From the (cells, stride) logits, keep log-sum-exp and the log-probs of blank and label."""
+        """From the (rows, stride) logits, keep log-sum-exp and the log-probs of blank and label."""
 
     def lattice(self, first: int, last: int, backward: bool) -> None:
         """Costs, and with ``backward`` what the arcs' posteriors need, of utterances first..last-1."""
 
     def gradient(self, tile: Tile, logits: torch.Tensor) -> None:
-        """Turn logits into their gradient in place; zero it and hidden for an utterance without a finite loss."""
+        """Turn logits into their gradient in place; zero it and hidden for an utterance without a finite loss, and in
+        rows beyond the tile's cells."""
 
     def conclude(self, target_lengths: torch.Tensor, options: Options):
         """See :func:`nemo_sampled_rnnt.loss.reduction.conclude`."""
@@ -179,8 +183,9 @@ class Engine:
             largest = max(t * (u + 1) for t, u in zip(problem.lattice.frames, problem.lattice.labels, strict=True))
             enough = largest * cell_bytes + self.rows.utterance_bytes
             workspace_bytes = min(workspace_bytes, max(32 * 2**20, enough))
-        self.visits = plan_tiles(problem.lattice, cell_bytes, workspace_bytes, self.rows.utterance_bytes)
-        largest = max(tile.cells for tiles in self.visits for tile in tiles)
+        recur = self.rows.whole_tiles and problem.table is not None  # the kernels know rows that are no cells
+        self.visits = plan_tiles(problem.lattice, cell_bytes, workspace_bytes, self.rows.utterance_bytes, recur)
+        largest = max(tile.rows for tiles in self.visits for tile in tiles)
         self.workspace = Workspace(largest, width, self.rows.columns, stride, encoder)
         self.cells = make_cells(
             encoder.contiguous(),
@@ -211,15 +216,15 @@ class Engine:
     def _logits(self, tile: Tile) -> torch.Tensor:
         self.cells.hidden(tile)
         width, workspace = self.width, self.workspace
-        hidden = workspace.hidden_and_one[: tile.cells, :width]
-        return self.rows.logits(tile, hidden, lambda: workspace.logits[: tile.cells])
+        hidden = workspace.hidden_and_one[: tile.rows, :width]
+        return self.rows.logits(tile, hidden, lambda: workspace.logits[: tile.rows])
 
     def _backward(self, tile: Tile, logits: torch.Tensor) -> None:
         workspace = self.workspace
         self.cells.gradient(tile, logits)
-        self.rows.accumulate(tile, workspace.hidden_and_one[: tile.cells], logits)
+        self.rows.accumulate(tile, workspace.hidden_and_one[: tile.rows], logits)
         if self.needs.hidden:
-            gradient = self.rows.hidden_gradient(tile, logits, lambda: workspace.hidden_gradient[: tile.cells])
+            gradient = self.rows.hidden_gradient(tile, logits, lambda: workspace.hidden_gradient[: tile.rows])
             self.cells.reduce(tile, gradient)
 
 
@@ -254,7 +259,7 @@ def visited(encoder, predictor, weight, bias, problem: Problem, make_cells: Cell
         len(options.durations or ()), needs.encoder, needs.predictor,
     )  # fmt: skip
     asked = left_for_tiles(int(options.workspace_mib * 2**20), beside)
-    asked = min(asked, lattice.cells * cell + lattice.utterances * sets)  # more would not be used
+    asked = min(asked, recurring(lattice.cells) * cell + lattice.utterances * sets)  # more would not be used
     budget = asked
     while True:
         engine = None

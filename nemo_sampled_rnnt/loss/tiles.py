@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nemo_sampled_rnnt.loss.candidates import recurring, recurring_below
 from nemo_sampled_rnnt.loss.lattice import Lattice
 
 
@@ -29,12 +30,14 @@ class Tile:
         segments: its parts, one an utterance.
         first_cell: number of its first cell in the batch; the others follow.
         cells: how many.
+        rows: of hidden and logits that its matrix products take: its cells, and perhaps some more.
         frames, width: of its longest, and of its widest segment.
     """
 
     segments: tuple[Segment, ...]
     first_cell: int
     cells: int
+    rows: int
     frames: int
     width: int
 
@@ -61,7 +64,9 @@ MOST_UTTERANCES = 65_535  # of a tile: kernels count them on an axis of their gr
 Visit = tuple[Tile, ...]  # a tile of whole utterances, or the tiles of a cut one
 
 
-def plan_tiles(lattice: Lattice, cell_bytes: int, workspace_bytes: int, utterance_bytes: int = 0) -> list[Visit]:
+def plan_tiles(
+    lattice: Lattice, cell_bytes: int, workspace_bytes: int, utterance_bytes: int = 0, recur: bool = False
+) -> list[Visit]:
     """Group whole utterances into tiles under the workspace; cut by rows only those that do not fit alone.
 
     Args:
@@ -69,19 +74,24 @@ def plan_tiles(lattice: Lattice, cell_bytes: int, workspace_bytes: int, utteranc
         cell_bytes: workspace of one cell, bytes.
         workspace_bytes: the budget, bytes.
         utterance_bytes: workspace of one utterance beside that of its cells, bytes.
+        recur: give tiles more rows than cells, under the budget, so that batches share the sizes of their products.
 
     Returns:
         The visits, in the order of the packed cells. Of the tiles of a cut utterance the last is as large as fits: it
         is the one that need not be scored twice. A tile is never smaller than one row: a row that does not fit the
         budget gets a tile of its own.
     """
+    most = 0
+    if recur:
+        most = recurring_below(workspace_bytes // cell_bytes)
+        workspace_bytes = most * cell_bytes
     visits: list[Visit] = []
     group: list[tuple[int, int, int]] = []
     used = 0
     for utterance, frames in enumerate(lattice.frames):
         need = frames * lattice.width(utterance) * cell_bytes + utterance_bytes
         if group and (used + need > workspace_bytes or len(group) == MOST_UTTERANCES):
-            visits.append((_tile(lattice, group),))
+            visits.append((_tile(lattice, group, most),))
             group, used = [], 0
         if need > workspace_bytes and frames > 1:
             row_bytes = lattice.width(utterance) * cell_bytes
@@ -89,19 +99,19 @@ def plan_tiles(lattice: Lattice, cell_bytes: int, workspace_bytes: int, utteranc
             first, ends = 0, range(frames, 0, -at_most)
             parts = []
             for end in reversed(ends):
-                parts.append(_tile(lattice, [(utterance, first, end - first)]))
+                parts.append(_tile(lattice, [(utterance, first, end - first)], most))
                 first = end
             visits.append(tuple(parts))
         else:
             group.append((utterance, 0, frames))
             used += need
     if group:
-        visits.append((_tile(lattice, group),))
+        visits.append((_tile(lattice, group, most),))
     return visits
 
 
-def _tile(lattice: Lattice, parts: list[tuple[int, int, int]]) -> Tile:
-    """Of (utterance, first frame, frames)."""
+def _tile(lattice: Lattice, parts: list[tuple[int, int, int]], most: int) -> Tile:
+    """Of (utterance, first frame, frames); with more rows than cells if they are not more than ``most``."""
     segments, cells = [], 0
     for utterance, first_frame, frames in parts:
         after = cells + frames * lattice.width(utterance)
@@ -112,6 +122,7 @@ def _tile(lattice: Lattice, parts: list[tuple[int, int, int]]) -> Tile:
         segments=tuple(segments),
         first_cell=lattice.cell_offset[utterance] + first_frame * lattice.width(utterance),
         cells=cells,
+        rows=max(cells, min(recurring(cells), most)),
         frames=max(frames for _, _, frames in parts),
         width=max(lattice.width(utterance) for utterance, _, _ in parts),
     )

@@ -19,7 +19,7 @@ def signatures(stored, real):
         "alpha_beta": (table, table, table, table, table, exact, int64),
         "gradient": (
             table, wide, wide, some, table, some, table, table, table, table, exact, some,
-            *where, *softmax, float64, float64, int64,
+            *where, int64, *softmax, float64, float64, int64,
         ),
         "projection_gradients": (table, wide, wide, some, some, *where, *(int64,) * 5, *dropout),
     }  # fmt: skip

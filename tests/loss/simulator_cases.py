@@ -4,6 +4,7 @@ A simulated thread costs about 0.1 ms, so lattices are tiny: cells x H stays und
 `ok` or `FAILED` first; exits with the number of failures.
 """
 
+import math
 import sys
 import time
 import traceback
@@ -13,7 +14,7 @@ import torch
 from truth import GARBAGE, LEAVES, assert_same, gradients_of, make_problem
 
 from nemo_sampled_rnnt import sampled_rnnt_loss
-from nemo_sampled_rnnt.loss.candidates import aligned, with_durations
+from nemo_sampled_rnnt.loss.candidates import aligned, recurring, with_durations
 from nemo_sampled_rnnt.loss.checks import survey
 from nemo_sampled_rnnt.loss.cuda.places import RowSums, places
 from nemo_sampled_rnnt.loss.cuda.survey import survey as survey_by_kernel
@@ -117,6 +118,26 @@ def run_nonfinite():
         assert (gradients[name][1] == 0).all()
         gradients[name] = gradients[name][[0, 2]]
     assert_same((loss, gradients), want, 1e-10)
+
+
+def run_beyond_the_cells():
+    """Products take more rows than a tile has cells: what lies there gets nowhere."""
+    problem = make_problem(3, B=2, T=4, U=2)
+    cells = int((problem.encoder_lengths * (problem.target_lengths + 1)).sum())
+    assert recurring(cells) > cells
+    new_empty = torch.Tensor.new_empty
+
+    def poisoned(*arguments, **options):
+        tensor = new_empty(*arguments, **options)
+        return tensor.fill_(math.nan) if tensor.is_floating_point() else tensor
+
+    torch.Tensor.new_empty = poisoned
+    try:
+        run(F64, {}, {})
+        run(F32, {"scope": "batch"}, {"clamp": 0.05, "reduction": None})
+        run(BF16, {"scope": "batch", "H": 6}, {})
+    finally:
+        torch.Tensor.new_empty = new_empty
 
 
 def run_weight_rows():
@@ -250,6 +271,7 @@ def main():
         "layouts": run_layouts,
         "lengths that lie apart": run_lengths_that_lie_apart,
         "non-finite": run_nonfinite,
+        "beyond the cells": run_beyond_the_cells,
         "survey": run_survey,
         "rows of the weight": run_weight_rows,
         "sums of rows": run_row_sums,

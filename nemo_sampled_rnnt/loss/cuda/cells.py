@@ -73,7 +73,7 @@ class CudaCells:
                 kernels.gradient,
                 [utterances, hidden, later, offsets, targets, normaliser, by_blank, by_label,
                  *self.around_arcs(alpha, beta), self.costs, weights.contiguous()],
-                WHERE,
+                WHERE + 1,
                 (*softmax, float(options.fastemit_lambda), float(options.clamp), hidden_stride),
             )  # fmt: skip
         self.encoder_gradient = self.predictor_gradient = None
@@ -104,7 +104,7 @@ class CudaCells:
 
     def scores(self, tile: Tile, logits: torch.Tensor) -> None:
         self._scores.rebind(1, logits)
-        self._scores(self._grid_of_cells(tile), THREADS, *_cells_of(tile))
+        self._scores(self._blocks_of(tile.cells), THREADS, *_cells_of(tile))
 
     def conclude(self, target_lengths: torch.Tensor, options: Options):
         return conclude(self.costs, target_lengths, options.reduction, options.fastemit_lambda, self._real)
@@ -116,7 +116,7 @@ class CudaCells:
 
     def gradient(self, tile: Tile, logits: torch.Tensor) -> None:
         self._gradient.rebind(2, logits)
-        self._gradient(self._grid_of_cells(tile), THREADS, *_cells_of(tile))
+        self._gradient(self._blocks_of(tile.rows), THREADS, *_cells_of(tile), tile.rows)
 
     def reduce(self, tile: Tile, hidden_gradient: torch.Tensor) -> None:
         frames = tile.frames if self.needs.encoder else 0
@@ -124,8 +124,8 @@ class CudaCells:
         self._projection_gradients.rebind(2, hidden_gradient)
         self._projection_gradients((blocks, 1, tile.utterances), THREADS, *_frames_of(tile), frames)
 
-    def _grid_of_cells(self, tile: Tile) -> tuple[int, int, int]:
-        return -(-tile.cells // self._cells_of_a_block), 1, 1
+    def _blocks_of(self, cells: int) -> tuple[int, int, int]:
+        return -(-cells // self._cells_of_a_block), 1, 1
 
 
 def _frames_of(tile: Tile) -> tuple[int, int, int, int]:

@@ -342,12 +342,12 @@ def kernels(
 
     def gradient(
         utterances, hidden, logits, offsets, targets, normaliser, by_blank, by_label, alpha, beta, costs, weights,
-        first_utterance, last_utterance, first_cell, cells, stride, positions, blank, emit, clamp, hidden_stride,
+        first_utterance, last_utterance, first_cell, cells, rows, stride, positions, blank, emit, clamp, hidden_stride,
     ):  # fmt: skip
         """Block, team and thread as in scores; the arcs of a cell: a thread.
 
         Overwrites the logits of the cells by their gradient; zeroes both logits and hidden of an utterance without
-        a finite loss, since 0 x NaN would pass into the sums of others.
+        a finite loss, since 0 x NaN would pass into the sums of others, and of the rows from ``cells`` to ``rows``.
         """
         occupancies = cuda.shared.array(cells_of_block, real)  # NaN: no finite loss
         shifts = cuda.shared.array(cells_of_block, real)
@@ -416,14 +416,14 @@ def kernels(
                             z[j] = bounded(z[j], clamp) * weight_of[place]
                     if place <= last:
                         store8(logits, (first + place) * stride + octet, z, OCTET * place)
-            for place in range(GROUP):
-                if place <= last and occupancy_of[place] != occupancy_of[place]:
-                    for i in range(OCTET):
-                        z[i] = real(0)
-                    for octet in range(OCTET * member, stride, OCTET * team):
-                        store8(logits, (first + place) * stride + octet, z, 0)
-                    for octet in range(OCTET * member, hidden_stride, OCTET * team):
-                        store8(hidden, (first + place) * hidden_stride + octet, z, 0)
+        for place in range(GROUP):
+            if first + place < rows and (place > last or occupancy_of[place] != occupancy_of[place]):
+                for i in range(OCTET):
+                    z[i] = real(0)
+                for octet in range(OCTET * member, stride, OCTET * team):
+                    store8(logits, (first + place) * stride + octet, z, 0)
+                for octet in range(OCTET * member, hidden_stride, OCTET * team):
+                    store8(hidden, (first + place) * hidden_stride + octet, z, 0)
         cuda.syncthreads()
         if label > -2:
             store1(logits, mine * stride + blank, at_blank)
