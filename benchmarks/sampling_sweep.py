@@ -214,9 +214,9 @@ def main(
         f"{name}: V = {batch.vocabulary}, {len(batch.targets[0])} utterances, {time.perf_counter() - started:.0f} s"
     )
     origin = {"model": name, "vocabulary": batch.vocabulary, "utterances": len(batch.targets[0]), "draws": draws}
-    rows = []
+    rows, where = [], environment(device)
     for row in sweep(batch, counts, [float(x) for x in sizes.split(",")], draws):
-        rows.append(origin | row | environment(device))
+        rows.append(origin | row | where)
         click.echo(
             "{sampler:8} {frame_weights:9} {scope:9} {n_samples:6} {correction!s:5}  coverage {coverage:.3f}, "
             "of negatives {negative_coverage:.3f}  "
