@@ -30,7 +30,7 @@ PANELS = (  # title, column, correction, what stands on the axis
 
 def plot(rows: list[dict], path: str) -> None:
     """A line for each sampler; dashed where the batch shares one set."""
-    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8), sharex=True, layout="constrained")
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8.5), sharex=True, layout="constrained")
     for (title, column, correction, what), panel in zip(PANELS, axes.flat, strict=True):
         for (sampler, weights), colour in COLOURS.items():
             for scope, line in (("utterance", "-"), ("batch", "--")):
@@ -50,7 +50,7 @@ def plot(rows: list[dict], path: str) -> None:
     axes[0, 0].xaxis.set_minor_formatter("")
     for panel in axes[1]:
         panel.set_xlabel("candidates")
-    axes[0, 0].legend(fontsize="small", ncols=2)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", fontsize="small", ncols=5)
     one = rows[0]
     figure.suptitle(
         f"{one['model']}: V = {one['vocabulary']}, {one['utterances']} held-out utterances, {one['machine']}"
