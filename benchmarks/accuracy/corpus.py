@@ -20,6 +20,7 @@ from nemo.collections.asr.modules import AudioToMelSpectrogramPreprocessor
 from spoken import HELD_OUT, TRAIN, Spoken
 
 COUNTS = "unigram_counts.txt"
+SECOND = 16000  # samples of which a block's length is a multiple: shapes recur
 STEP = 64  # frames of which a batch's length is a multiple: cuDNN looks for kernels at each new shape, for milliseconds
 
 
@@ -63,7 +64,8 @@ def build(folder: Path, blocks: Iterable[Spoken], tokenizer: dict, preprocessor:
 def _features(preprocessor, speech: list[np.ndarray], device: str) -> tuple[np.ndarray, np.ndarray]:
     """(B, T, D) float16, and (B,) frames."""
     lengths = [len(samples) for samples in speech]
-    padded = np.zeros((len(speech), max(lengths)), np.int16)  # by NumPy: torch's threads wait for cores that speak
+    longest = -(-max(lengths) // SECOND) * SECOND
+    padded = np.zeros((len(speech), longest), np.int16)  # by NumPy: torch's threads wait for cores that speak
     for row, samples in zip(padded, speech, strict=True):
         row[: len(samples)] = samples
     signal = torch.from_numpy(padded).to(device).float() / 2**15

@@ -16,14 +16,16 @@ class Order:
         lengths: (N,) frames of the utterances.
         batch_size: utterances a batch; the last few of a pass, too few for a batch, are left out of it.
         seed: another one is another order.
+        short_first: the first pass takes its batches by length, from the shortest. An alignment of few frames is found
+            sooner (SortaGrad, arXiv 1512.02595: standard).
     Raises:
         ValueError: fewer utterances than a batch takes.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int):
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, short_first: bool = False):
         if len(lengths) < batch_size:
             raise ValueError(f"expected at least {batch_size} utterances, the size of a batch, got {len(lengths)}")
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.lengths, self.batch_size, self.seed, self.short_first = lengths, batch_size, seed, short_first
         self._pass, self._batches = None, None
 
     def __call__(self, step: int) -> np.ndarray:
@@ -39,4 +41,5 @@ class Order:
         keys = self.lengths * random.uniform(1 - JITTER, 1 + JITTER, len(self.lengths))
         keys[left_out] = np.inf
         indices = np.argsort(keys, kind="stable")[: len(keys) - len(left_out)]
-        return random.permutation(indices.reshape(-1, self.batch_size))
+        batches = indices.reshape(-1, self.batch_size)
+        return batches if self.short_first and number == 0 else random.permutation(batches)

@@ -26,8 +26,8 @@ class Setting:
         return [sampled for share, sampled in self.stages if step >= share * steps][-1]
 
 
-def sampled(n_samples: float, sampler: str = "ctc", scope: str = "utterance", correction: bool = False) -> dict:
-    return {"n_samples": n_samples, "sampler": sampler, "scope": scope, "correction": correction}
+def sampled(n_samples: float, sampler: str = "ctc", scope: str = "utterance", **more) -> dict:
+    return {"n_samples": n_samples, "sampler": sampler, "scope": scope, **more}
 
 
 def always(sampled_softmax: dict, **more) -> Setting:
@@ -44,6 +44,8 @@ SETTINGS = {
     "ctc_10": always(sampled(0.10)),
     "ctc_10_batch": always(sampled(0.10, scope="batch")),
     "ctc_5_corrected": always(sampled(0.05, correction=True)),
+    "ctc_10_corrected": always(sampled(0.10, correction=True)),
+    "ctc_5_mixed": always(sampled(0.05, floor=0.5)),
     "ctc_5_then_exact": Setting(((0.0, sampled(0.05)), (0.8, None))),
     "stock": Setting(stock=True),
     "ctc_10_longer": always(sampled(0.10), length=2.5),

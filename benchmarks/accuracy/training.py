@@ -182,7 +182,7 @@ def train(run: Run, recipe: DictConfig, corpus: Corpus, checkpoints: Path, deadl
     options = OmegaConf.to_container(recipe.trainer) | {"max_steps": steps, "callbacks": [conductor]}
     trainer = pl.Trainer(**options)
     model.set_trainer(trainer)
-    order = Order(corpus.train.lengths, setting.batch_size or recipe.batch_size, run.seed)
+    order = Order(corpus.train.lengths, setting.batch_size or recipe.batch_size, run.seed, recipe.short_first)
     batches = DataLoader(Steps(corpus.train, order, first), batch_size=None)
     trainer.fit(model, batches, ckpt_path=str(checkpoint) if first else None)
     return trainer.global_step >= steps

@@ -147,6 +147,14 @@ def test_order_is_a_function_of_seed_and_step():
         Order(lengths, 104, seed=0)
 
 
+def test_the_first_pass_goes_from_short_to_long_where_asked():
+    lengths = np.random.default_rng(1).integers(50, 500, 103)
+    shuffled, order = Order(lengths, 10, seed=5), Order(lengths, 10, seed=5, short_first=True)
+    means = [lengths[order(step)].mean() for step in range(10)]
+    assert means == sorted(means) != [lengths[shuffled(step)].mean() for step in range(10)]
+    assert all(np.array_equal(order(step), shuffled(step)) for step in range(10, 30)), "later passes are as without"
+
+
 def test_stages():
     setting = SETTINGS["ctc_5_then_exact"]
     assert [setting.stage(step, 10) is None for step in (0, 7, 8, 9)] == [False, False, True, True]
