@@ -46,13 +46,15 @@ class Lookup:
 
     Attributes:
         keys: int32 labels; -1 is a free slot.
-        ranks: int32 positions among blank and labels.
+        ranks: int32 positions in the set.
         capacity: slots of a table, a power of 2.
+        vocabulary: V; row V + i of the weight, of blank and durations, stands at position i of every set.
     """
 
     keys: torch.Tensor
     ranks: torch.Tensor
     capacity: int
+    vocabulary: int
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,10 @@ class Candidates:
 
     Attributes:
         ids: (G, S) int64 rows of the weight, G = B (scope utterance) or 1 (scope batch), or None: all rows.
-            Position 0 is blank, the others stand in any order; padding repeats blank.
-        log_q: (G, S) log inclusion probabilities, 0 for blank and positives, inf in the padding, which takes it out
-            of the softmax; or None: all rows, and all 0.
-        count: (G,) int64, candidates in each set, on the device.
+            Position 0 is blank, TDT's durations follow, the others stand in any order; padding repeats blank.
+        log_q: (G, S) log inclusion probabilities, 0 for blank and positives; inf, which takes them out of the softmax, in
+            the padding and for durations; or None: all rows, and all 0.
+        count: (G,) int64, candidates in each set, durations with them, on the device.
         blank: position of blank in a set.
         target: (B, U) int64, position of each target in its set.
         durations: position of TDT's first duration; else None.
@@ -80,14 +82,16 @@ class Candidates:
     lookup: Lookup | None = None
 
 
-def every_label(targets: torch.Tensor, vocabulary: int) -> Candidates:
+def every_label(targets: torch.Tensor, vocabulary: int, durations: int) -> Candidates:
     """The exact softmax: candidates are all V labels and blank, which is row V.
 
     Args:
         targets: (B, U) int64 label ids.
         vocabulary: V.
+        durations: D, of a TDT model; theirs are the rows behind blank's.
     """
-    return Candidates(ids=None, log_q=None, count=None, blank=vocabulary, target=targets)
+    first = vocabulary + 1 if durations else None
+    return Candidates(ids=None, log_q=None, count=None, blank=vocabulary, target=targets, durations=first)
 
 
 def gather_candidates(
@@ -144,30 +148,27 @@ def gather_candidates(
     return Candidates(ids=ids, log_q=log_q, count=count, blank=0, target=target)
 
 
-def with_durations(candidates: Candidates, vocabulary: int, durations: int, columns: int) -> Candidates:
+def with_durations(candidates: Candidates, vocabulary: int, durations: int) -> Candidates:
     """The same sets, and in them, right behind blank, the rows of TDT's durations, which every cell needs.
 
     They are no candidates: log_q takes them out of the softmax over labels and blank, as it does padding.
 
     Args:
-        candidates: of labels and blank.
+        candidates: labels and blank in sets.
         vocabulary: V; blank is row V of the weight.
         durations: D; theirs are the rows behind it.
-        columns: of the new sets, padding included.
     """
     ids, log_q = candidates.ids, candidates.log_q
-    if ids is None:
-        return replace(candidates, durations=vocabulary + 1)
     rows = torch.arange(vocabulary + 1, vocabulary + 1 + durations, device=ids.device)
 
     def insert(kept, new, padding):
-        kept = torch.cat([kept[:, :1], new.expand(len(kept), -1), kept[:, 1 : columns - durations]], dim=1)
-        missing = columns - kept.shape[1]
-        return torch.nn.functional.pad(kept, (0, missing), value=padding) if missing else kept
+        kept = torch.cat([kept[:, :1], new.expand(len(kept), -1), kept[:, 1:]], dim=1)
+        return torch.nn.functional.pad(kept, (0, aligned(kept.shape[1]) - kept.shape[1]), value=padding)
 
     return replace(
         candidates,
         ids=insert(ids, rows, vocabulary),
+        count=candidates.count + durations,
         log_q=insert(log_q, log_q.new_full((durations,), torch.inf), torch.inf),
         target=candidates.target + durations,
         durations=1,

@@ -136,7 +136,7 @@ def check_tensors(
         _dtype("negative_log_prob", log_prob, FLOATS)
 
 
-def survey(encoder_lengths, target_lengths, targets, negatives, negative_log_prob, vocabulary: int):
+def survey(encoder_lengths, target_lengths, targets, negatives, negative_log_prob, vocabulary: int, durations: int):
     """Gather the candidates of a batch, and what must be checked, with one read of the device.
 
     Args:
@@ -144,11 +144,12 @@ def survey(encoder_lengths, target_lengths, targets, negatives, negative_log_pro
         targets: (B, U) int64.
         negatives, negative_log_prob: see :func:`sampled_rnnt_loss`, int64 and float, or None.
         vocabulary: V.
+        durations: D, of a TDT model; else 0.
 
     Returns:
         A list of integers: for each utterance frames, then for each labels, then position and value of the first bad
-        target (position -1: none); with negatives, for each set count, position and value of the first bad
-        negative, and whether a log-prob is improper.
+        target (position -1: none); with negatives, for each set count (durations with it), position and value of the
+        first bad negative, and whether a log-prob is improper.
         The candidates.
         (B, 4) table of the utterances on the device, where kernels want it, or None.
     """
@@ -156,8 +157,10 @@ def survey(encoder_lengths, target_lengths, targets, negatives, negative_log_pro
     bad_target = labelled & ((targets < 0) | (targets >= vocabulary))
     columns = [encoder_lengths, target_lengths, *_first_bad(bad_target, targets)]
     if negatives is None:
-        return torch.cat(columns).tolist(), every_label(targets, vocabulary), None
+        return torch.cat(columns).tolist(), every_label(targets, vocabulary, durations), None
     candidates = gather_candidates(targets, labelled, negatives, negative_log_prob, vocabulary)
+    if durations:
+        candidates = with_durations(candidates, vocabulary, durations)
     rows = negatives.reshape(candidates.ids.shape[0], -1)
     improper = torch.zeros_like(candidates.count)
     if negative_log_prob is not None:
@@ -187,6 +190,7 @@ def make_problem(
         None if negatives is None else negatives.long(),
         None if negative_log_prob is None else negative_log_prob.detach(),
         vocabulary,
+        durations,
     )
     frames, labels, bad_at, bad_value = (numbers[i * batch : (i + 1) * batch] for i in range(4))
     _check_lengths("encoder_lengths", frames, 1, encoder.shape[1], "the frames of encoder")
@@ -209,12 +213,10 @@ def make_problem(
         groups = len(candidates.ids)
         sets = [numbers[4 * batch + i * groups : 4 * batch + (i + 1) * groups] for i in range(4)]
         _check_negatives(sets, per_utterance=negatives.dim() == 2, vocabulary=vocabulary)
-        count = sets[0]
-        largest = min(rounded(max(count)), candidates.ids.shape[1])
+        largest = min(rounded(max(sets[0])), candidates.ids.shape[1])
+        count = [rows - durations for rows in sets[0]]
         ids, log_q = candidates.ids[:, :largest], candidates.log_q[:, :largest]
         candidates = replace(candidates, ids=ids, log_q=log_q)
-    if durations:
-        candidates = with_durations(candidates, vocabulary, durations, rounded(max(count) + durations))
     lattice = Lattice(frames, labels)
     if options.max_logits is not None:
         _check_logits(lattice, count, options.max_logits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import torch
 
@@ -64,23 +65,21 @@ class FiniteWatch:
 
     def _report(self, numbers: torch.Tensor) -> None:
         """Of (B,) losses, behind what the ranks agreed on if they did."""
-        bad = ~numbers.isfinite()
-        if self.agree is None:
-            nothing_finite = bool(bad.all())
-        else:
-            nothing_finite, bad = bool(numbers[0]), bad[1:]
-        indices = bad.nonzero()[:, 0].tolist()
+        costs = numbers.tolist()  # on a list: every step does this, and as tensors it took five operations
+        agreed = None if self.agree is None else costs.pop(0) != 0
+        indices = [b for b, cost in enumerate(costs) if not math.isfinite(cost)]
+        nothing_finite = len(indices) == len(costs) if agreed is None else agreed
         self.left_out += len(indices)
         if indices:
             logger.warning(
                 "%d of %d utterances have no finite loss and are left out: indices %s in the batch (%d so far). "
                 "Look for NaN or inf in their features, or lower the learning rate.",
-                len(indices), len(bad), indices, self.left_out,
+                len(indices), len(costs), indices, self.left_out,
             )  # fmt: skip
         if nothing_finite:
             raise FloatingPointError(
                 "no utterance of a batch has a finite loss"
-                + ("" if len(indices) == len(bad) else " (on another rank)")
+                + ("" if len(indices) == len(costs) else " (on another rank)")
                 + ": inputs or weights hold NaN or inf. Restart from the last checkpoint with a lower learning "
                 "rate, or check the features"
             )

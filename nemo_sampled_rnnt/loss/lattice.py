@@ -40,7 +40,7 @@ class Lattice:
         """Cells in a row of this utterance, U_b + 1."""
         return self.labels[utterance] + 1
 
-    @property
+    @cached_property
     def places(self) -> int:
         """What the cells take when they lie by anti-diagonals, as the kernels keep them."""
         return sum((t + u) * (u + 1) for t, u in zip(self.frames, self.labels, strict=True))

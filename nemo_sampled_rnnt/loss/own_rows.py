@@ -57,9 +57,7 @@ class OwnRows:
         if problem.candidates.lookup is not None:
             from nemo_sampled_rnnt.loss.cuda.places import places
 
-            durations = len(problem.options.durations or ())
-            vocabulary = self._total_rows - 1 - durations
-            self._place, self._row_ids = places(problem.candidates, vocabulary, durations)
+            self._place, self._row_ids = places(problem.candidates)
             return
         keys, order = self._ids.flatten().sort()
         rank = torch.cat([keys.new_zeros(1), (keys[1:] != keys[:-1]).long().cumsum(0)])

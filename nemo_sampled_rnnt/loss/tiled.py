@@ -310,6 +310,7 @@ class TiledLoss(torch.autograd.Function):
         engine = visited(encoder, predictor, weight, bias, problem, make_cells, needs, weights)
         loss, costs, divisor = engine.cells.conclude(problem.target_lengths, options)
         ctx.mark_non_differentiable(costs)
+        ctx.set_materialize_grads(False)  # none comes for them, and zeros would take a launch
         ctx.vector = vector
         if vector:
             finite = costs.isfinite()

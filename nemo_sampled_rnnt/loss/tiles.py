@@ -6,14 +6,13 @@ gradient, logits), so 256 MiB hold 40,000 cells: about five utterances of 200 fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from nemo_sampled_rnnt.loss.candidates import recurring, recurring_below
 from nemo_sampled_rnnt.loss.lattice import Lattice
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """Consecutive frames of one utterance, and the place of their cells in the tile."""
 
     utterance: int
@@ -22,8 +21,7 @@ class Segment:
     cells: slice
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """Cells worked on together: those of some utterances, or of some frames of one.
 
     Attributes:
@@ -88,13 +86,13 @@ def plan_tiles(
     visits: list[Visit] = []
     group: list[tuple[int, int, int]] = []
     used = 0
-    for utterance, frames in enumerate(lattice.frames):
-        need = frames * lattice.width(utterance) * cell_bytes + utterance_bytes
+    for utterance, (frames, labels) in enumerate(zip(lattice.frames, lattice.labels, strict=True)):
+        row_bytes = (labels + 1) * cell_bytes
+        need = frames * row_bytes + utterance_bytes
         if group and (used + need > workspace_bytes or len(group) == MOST_UTTERANCES):
             visits.append((_tile(lattice, group, most),))
             group, used = [], 0
         if need > workspace_bytes and frames > 1:
-            row_bytes = lattice.width(utterance) * cell_bytes
             at_most = max(1, max(workspace_bytes - utterance_bytes, workspace_bytes // 2) // row_bytes)
             first, ends = 0, range(frames, 0, -at_most)
             parts = []
@@ -112,17 +110,18 @@ def plan_tiles(
 
 def _tile(lattice: Lattice, parts: list[tuple[int, int, int]], most: int) -> Tile:
     """Of (utterance, first frame, frames); with more rows than cells if they are not more than ``most``."""
-    segments, cells = [], 0
+    segments, cells, longest, widest = [], 0, 0, 0
     for utterance, first_frame, frames in parts:
-        after = cells + frames * lattice.width(utterance)
+        width = lattice.labels[utterance] + 1
+        after = cells + frames * width
         segments.append(Segment(utterance, first_frame, frames, slice(cells, after)))
-        cells = after
+        cells, longest, widest = after, max(longest, frames), max(widest, width)
     utterance, first_frame, _ = parts[0]
     return Tile(
         segments=tuple(segments),
-        first_cell=lattice.cell_offset[utterance] + first_frame * lattice.width(utterance),
+        first_cell=lattice.cell_offset[utterance] + first_frame * (lattice.labels[utterance] + 1),
         cells=cells,
         rows=max(cells, min(recurring(cells), most)),
-        frames=max(frames for _, _, frames in parts),
-        width=max(lattice.width(utterance) for utterance, _, _ in parts),
+        frames=longest,
+        width=widest,
     )

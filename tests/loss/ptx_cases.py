@@ -47,7 +47,7 @@ for kind, stored, real, activation, dropout, clamped, own, wide, capability in C
 numbers, atomics = CPointer(int64), Array(int32, 1, "C")
 survey_types = (
     Array(int64, 1, "C"), atomics, atomics, *[numbers] * 4, CPointer(float32), numbers, CPointer(float32), numbers,
-    CPointer(int32), numbers, *[int64] * 9,
+    CPointer(int32), numbers, *[int64] * 10,
 )  # fmt: skip
 report("any", "survey", survey_kernel.py_func, survey_types, (7, 5))
 real, word = CPointer(float32), CPointer(int16)
@@ -56,6 +56,6 @@ report("bfloat16", "gather", gather_kernel("bfloat16", "bfloat16", "bfloat16", "
 report("bfloat16", "deliver", deliver_kernel("bfloat16", "bfloat16", "float32", "float32", True).py_func,
        (real, real, real, numbers, real, real, word, word, real, real, *[int64] * 7), (9, 0))  # fmt: skip
 table = CPointer(int32)
-report("any", "places", places_kernel.py_func, (*[numbers] * 2, table, table, *[numbers] * 2, *[int64] * 6), (7, 5))
+report("any", "places", places_kernel.py_func, (*[numbers] * 2, table, table, *[numbers] * 2, *[int64] * 5), (7, 5))
 report("bfloat16", "add_rows", add_rows().py_func,
-       (real, word, *[numbers] * 3, table, table, *[int64] * 8), (9, 0))  # fmt: skip
+       (real, word, *[numbers] * 3, table, table, *[int64] * 7), (9, 0))  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 from truth import GARBAGE, LEAVES, assert_same, gradients_of, make_problem
 
 from nemo_sampled_rnnt import sampled_rnnt_loss
-from nemo_sampled_rnnt.loss.candidates import aligned, recurring, with_durations
+from nemo_sampled_rnnt.loss.candidates import aligned, recurring
 from nemo_sampled_rnnt.loss.checks import survey
 from nemo_sampled_rnnt.loss.cuda.places import RowSums, places
 from nemo_sampled_rnnt.loss.cuda.survey import survey as survey_by_kernel
@@ -180,11 +180,14 @@ def run_weight_rows():
 def run_survey():
     """The kernel finds what the torch operations find: the same sets, in another order."""
     generator = torch.Generator().manual_seed(0)
-    for scope, corrected, longest in (
-        ("batch", True, 4),
-        ("utterance", True, 3),
-        ("utterance", False, 0),
-        (None, False, 5),
+    for scope, corrected, longest, durations in (
+        ("batch", True, 4, 0),
+        ("batch", True, 4, 3),
+        ("utterance", True, 3, 0),
+        ("utterance", True, 3, 5),
+        ("utterance", False, 0, 2),
+        (None, False, 5, 0),
+        (None, False, 5, 3),
     ):
         B, V, N = 3, 11, 9
         labels = torch.randint(0, longest + 1, (B,), generator=generator)
@@ -196,7 +199,7 @@ def run_survey():
             negatives = torch.randint(-1, V, (N,) if scope == "batch" else (B, N), generator=generator)
             # What comes twice has one probability, so that it does not matter which of the two counts.
             log_prob = -torch.arange(1.0, V + 2)[negatives] if corrected else None
-        inputs = (frames, labels, targets, negatives, log_prob, V)
+        inputs = (frames, labels, targets, negatives, log_prob, V, durations)
         (numbers, candidates, table), (want, expected, _) = survey_by_kernel(*inputs), survey(*inputs)
         sets = 0 if scope is None else len(expected.ids)
         for position, value, rows in ((2 * B, 3 * B, B), (4 * B + sets, 4 * B + 2 * sets, sets)):
@@ -204,8 +207,11 @@ def run_survey():
                 want[value + row] = -1 if want[position + row] == -1 else want[value + row]  # torch's: any
         assert numbers == want, (numbers, want)
         assert table[:, :2].tolist() == torch.stack([frames, labels], 1).tolist()
+        assert (candidates.durations, candidates.blank) == (expected.durations, expected.blank)
         if scope is None:
             continue
+        first = torch.arange(V, V + 1 + durations)  # blank, durations
+        assert (candidates.ids[:, : 1 + durations] == first).all() and (expected.ids[:, : 1 + durations] == first).all()
         for group in range(len(expected.ids)):
             count = int(expected.count[group])
             got, true = (
@@ -227,16 +233,13 @@ def run_row_sums():
         few = torch.randperm(V, generator=generator)[:9]  # so that sets have some in common
         targets = few[torch.randint(9, (B, longest), generator=generator)]
         negatives = few[torch.rand(B, 9, generator=generator).argsort(dim=1)[:, :N]]
-        _, candidates, _ = survey_by_kernel(frames, labels, targets, negatives, None, V)
-        width = aligned(int(candidates.count.max()) + durations)
-        candidates = replace(candidates, ids=candidates.ids[:, :width], log_q=candidates.log_q[:, :width])
-        if durations:
-            candidates = with_durations(candidates, V, durations, width)
-        S = candidates.ids.shape[1]
-        there = torch.arange(S) < candidates.count[:, None] + durations
+        _, candidates, _ = survey_by_kernel(frames, labels, targets, negatives, None, V, durations)
+        S = aligned(int(candidates.count.max()))
+        candidates = replace(candidates, ids=candidates.ids[:, :S], log_q=candidates.log_q[:, :S])
+        there = torch.arange(S) < candidates.count[:, None]
         place, rows = candidates.ids, V + 1 + durations
         if candidates.ids.numel() < rows:
-            place, row_ids = places(candidates, V, durations)
+            place, row_ids = places(candidates)
             rows = candidates.ids.numel()
             assert torch.equal(row_ids[place][there], candidates.ids[there]), "a place is its row's"
             used = row_ids[row_ids >= 0]
@@ -248,7 +251,7 @@ def run_row_sums():
             want = total.clone()
             for b in range(first, last):
                 want.index_add_(0, place[b][there[b]], product[b - first][there[b]].float())
-            RowSums(candidates, V, durations, place, total).add(product, first, last)
+            RowSums(candidates, place, total).add(product, first, last)
             assert torch.equal(total, want), "in the order of the sets"
 
 

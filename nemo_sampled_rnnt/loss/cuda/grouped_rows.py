@@ -39,10 +39,7 @@ class GroupedRows(OwnRows):
         self._row_sums = None
         if self._sums.tensors:
             (self._total,) = self._sums.tensors
-            durations = len(problem.options.durations or ())
-            self._row_sums = RowSums(
-                problem.candidates, len(weight) - 1 - durations, durations, self._place, self._total
-            )
+            self._row_sums = RowSums(problem.candidates, self._place, self._total)
 
     def prepare(self, visits: list[Visit]) -> None:
         tiles = [tile for visit in visits for tile in visit]

@@ -20,21 +20,19 @@ THREADS = 4 if SIMULATED else 96
 
 
 @device
-def column_of(row, group, keys, ranks, capacity, vocabulary, durations):
+def column_of(row, group, keys, ranks, capacity, vocabulary):
     """Where a row of the weight stands in a set, blank and TDT's durations first; -1: it is no candidate there."""
     if row >= vocabulary:
         return row - vocabulary
     slot = find(keys, group * capacity, capacity, row)
-    return int64(-1) if keys[slot] == FREE else ranks[slot] + durations
+    return int64(-1) if keys[slot] == FREE else int64(ranks[slot])
 
 
-def places(candidates: Candidates, vocabulary: int, durations: int) -> tuple[torch.Tensor, torch.Tensor]:
+def places(candidates: Candidates) -> tuple[torch.Tensor, torch.Tensor]:
     """A place for each distinct candidate of a batch: where it stands first.
 
     Args:
-        candidates: of all utterances, G > 1 sets of S candidates.
-        vocabulary: V.
-        durations: D, rows behind V that stand behind blank in each set.
+        candidates: of all utterances, G > 1 sets of S candidates; with tables.
 
     Returns:
         (G, S) int64, the place of each; of padding that of blank. (G S,) int64, the row of the weight whose place it
@@ -47,7 +45,7 @@ def places(candidates: Candidates, vocabulary: int, durations: int) -> tuple[tor
         places_kernel,
         [ids, candidates.count, lookup.keys, lookup.ranks, place, row_ids],
         0,
-        (groups * columns, columns, ids.stride(0), lookup.capacity, vocabulary, durations),
+        (groups * columns, columns, ids.stride(0), lookup.capacity, lookup.vocabulary),
     )
     kernel((-(-groups * columns // PLACING_THREADS), 1, 1), PLACING_THREADS)
     return place.view(groups, columns), row_ids
@@ -55,22 +53,22 @@ def places(candidates: Candidates, vocabulary: int, durations: int) -> tuple[tor
 
 @cuda.jit
 def places_kernel(
-    ids, count, keys, ranks, place, row_ids, slots, columns, pitch, capacity, vocabulary, durations,
+    ids, count, keys, ranks, place, row_ids, slots, columns, pitch, capacity, vocabulary,
 ):  # fmt: skip
     """Thread: a candidate of a set."""
     n = int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
     if n >= slots:
         return
     own, k = n // columns, n % columns
-    if k >= count[own] + durations:
+    if k >= count[own]:
         place[n], row_ids[n] = int64(0), int64(-1)
         return
     row = ids[own * pitch + k]
     group = int64(0)
-    column = column_of(row, group, keys, ranks, capacity, vocabulary, durations)
+    column = column_of(row, group, keys, ranks, capacity, vocabulary)
     while column < 0:
         group += 1
-        column = column_of(row, group, keys, ranks, capacity, vocabulary, durations)
+        column = column_of(row, group, keys, ranks, capacity, vocabulary)
     place[n] = group * columns + column
     row_ids[n] = row if group == own else int64(-1)
 
@@ -79,12 +77,12 @@ class RowSums:
     """Adds the gradients of the rows of some sets to the sums of all.
 
     Args:
-        candidates, vocabulary, durations: as in :func:`places`.
+        candidates: as in :func:`places`.
         place: (G, S) int64, the row of ``total`` for each candidate.
         total: (rows, stride) float32, whole octets.
     """
 
-    def __init__(self, candidates: Candidates, vocabulary: int, durations: int, place, total: torch.Tensor):
+    def __init__(self, candidates: Candidates, place, total: torch.Tensor):
         ids, lookup = candidates.ids, candidates.lookup
         self._columns = ids.shape[1]
         product = total.new_empty(0, dtype=torch.bfloat16)
@@ -92,7 +90,7 @@ class RowSums:
             add_rows(),
             [total, product, ids, candidates.count, place.contiguous(), lookup.keys, lookup.ranks],
             2,
-            (self._columns, ids.stride(0), total.shape[1], lookup.capacity, vocabulary, durations),
+            (self._columns, ids.stride(0), total.shape[1], lookup.capacity, lookup.vocabulary),
         )
 
     def add(self, product: torch.Tensor, first: int, last: int) -> None:
@@ -110,13 +108,13 @@ def add_rows():
     @cuda.jit
     def add_rows_kernel(
         total, product, ids, count, place, keys, ranks,
-        first, last, columns, pitch, stride, capacity, vocabulary, durations,
+        first, last, columns, pitch, stride, capacity, vocabulary,
     ):  # fmt: skip
         """Block: a candidate of a set; where an earlier set has it too, that one's block adds them all, in the order of
         the sets. Thread: a set to look in, then octets."""
         found = cuda.shared.array(THREADS, int32)
         own, k = first + cuda.blockIdx.x // columns, int64(cuda.blockIdx.x % columns)
-        if k >= count[own] + durations:
+        if k >= count[own]:
             return
         thread, row = int64(cuda.threadIdx.x), ids[own * pitch + k]
         to = place[own * columns + k]
@@ -126,7 +124,7 @@ def add_rows():
             group = begin + thread
             column = int64(-1)
             if group < last:
-                column = column_of(row, group, keys, ranks, capacity, vocabulary, durations)
+                column = column_of(row, group, keys, ranks, capacity, vocabulary)
             cuda.syncthreads()
             found[thread] = column
             cuda.syncthreads()

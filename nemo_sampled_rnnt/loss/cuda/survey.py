@@ -42,7 +42,7 @@ def key_of(item, positives, longest, first, group, drawn, labels, targets, negat
 @cuda.jit
 def survey_kernel(
     report, keys, firsts, frames, labels, targets, negatives, log_prob, ids, log_q, place, ranks, utterances,
-    batch, longest, drawn, stride, capacity, vocabulary, groups, sampled, corrected,
+    batch, longest, drawn, stride, capacity, vocabulary, durations, groups, sampled, corrected,
 ):  # fmt: skip
     """Block: a candidate set. See :func:`survey` for what is written.
 
@@ -129,8 +129,9 @@ def survey_kernel(
         counts[thread] += before
         cuda.syncthreads()
         distance *= 2
-    rank = int64(counts[thread] - mine + 1)  # blank is number 0
-    total = int64(counts[threads - 1] + 1)
+    begun = 1 + durations  # blank is number 0
+    rank = int64(counts[thread] - mine) + begun
+    total = int64(counts[threads - 1]) + begun
     for item in range(begin, end):
         key = key_of(item, positives, longest, first, group, drawn, labels, targets, negatives, vocabulary)
         if key >= 0:
@@ -148,6 +149,8 @@ def survey_kernel(
         report[4 * batch + 2 * groups + group] = -1 if bad == NOWHERE else negatives[group * drawn + bad]
         if bad == NOWHERE:
             report[4 * batch + groups + group] = -1
+    for k in range(1 + thread, begun, threads):
+        ids[group * stride + k], log_q[group * stride + k] = vocabulary + k, math.inf
     for k in range(total + thread, stride, threads):
         ids[group * stride + k], log_q[group * stride + k] = vocabulary, math.inf
     cuda.syncthreads()
@@ -157,7 +160,7 @@ def survey_kernel(
         place[at] = ranks[find(keys, table, capacity, key)] if key >= 0 else 0
 
 
-def survey(encoder_lengths, target_lengths, targets, negatives, negative_log_prob, vocabulary: int):
+def survey(encoder_lengths, target_lengths, targets, negatives, negative_log_prob, vocabulary: int, durations: int):
     """As :func:`nemo_sampled_rnnt.loss.checks.survey`, by one kernel."""
     batch, longest = targets.shape
     device = targets.device
@@ -165,7 +168,7 @@ def survey(encoder_lengths, target_lengths, targets, negatives, negative_log_pro
     drawn = negatives.shape[-1] if sampled else 0
     groups = batch if sampled and negatives.dim() == 2 else 1
     items = (longest if groups > 1 else batch * longest) + drawn
-    stride = (aligned if groups > 1 else recurring)(1 + min(items, vocabulary))
+    stride = (aligned if groups > 1 else recurring)(1 + durations + min(items, vocabulary))
     capacity = 2 ** (2 * items).bit_length()
 
     def empty(*size, dtype=torch.int64):
@@ -185,13 +188,14 @@ def survey(encoder_lengths, target_lengths, targets, negatives, negative_log_pro
         [Atomic(report), Atomic(keys), Atomic(firsts), encoder_lengths.contiguous(), target_lengths.contiguous(),
          targets, negatives, log_prob, ids, log_q, place, ranks, utterances],
         0,
-        (batch, longest, drawn, stride, capacity, vocabulary, groups, int(sampled), int(corrected)),
+        (batch, longest, drawn, stride, capacity, vocabulary, durations, groups, int(sampled), int(corrected)),
     )  # fmt: skip
     kernel((groups, 1, 1), THREADS)
     numbers = report.tolist()  # the one read of the device
     if not sampled:
-        return numbers[: 4 * batch], every_label(targets, vocabulary), utterances
-    count = report[4 * batch : 4 * batch + groups]
-    lookup = Lookup(keys, ranks, capacity)
-    candidates = Candidates(ids=ids, log_q=log_q, count=count, blank=0, target=place, lookup=lookup)
+        return numbers[: 4 * batch], every_label(targets, vocabulary, durations), utterances
+    candidates = Candidates(
+        ids=ids, log_q=log_q, count=report[4 * batch : 4 * batch + groups], blank=0, target=place,
+        durations=1 if durations else None, lookup=Lookup(keys, ranks, capacity, vocabulary),
+    )  # fmt: skip
     return numbers, candidates, utterances
