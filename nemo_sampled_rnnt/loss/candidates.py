@@ -64,7 +64,7 @@ class Candidates:
     Attributes:
         ids: (G, S) int64 rows of the weight, G = B (scope utterance) or 1 (scope batch), or None: all rows.
             Position 0 is blank, TDT's durations follow, the others stand in any order; padding repeats blank.
-        log_q: (G, S) log inclusion probabilities, 0 for blank and positives; inf, which takes them out of the softmax, in
+        log_q: (G, S) log inclusion probabilities, 0 for blank and positives; inf, out of the softmax, in
             the padding and for durations; or None: all rows, and all 0.
         count: (G,) int64, candidates in each set, durations with them, on the device.
         blank: position of blank in a set.

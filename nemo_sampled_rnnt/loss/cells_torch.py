@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 
 import torch
 
@@ -153,7 +152,7 @@ class TorchCells:
         at_once = max(1, CHUNK // (block.shape[1] * block.shape[2]))
         for first in range(0, segment.frames, at_once):
             frames = min(at_once, segment.frames - first)
-            part = replace(segment, first_frame=segment.first_frame + first, frames=frames)
+            part = segment._replace(first_frame=segment.first_frame + first, frames=frames)
             yield part, slice(first, first + frames)
 
 

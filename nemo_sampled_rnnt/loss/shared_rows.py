@@ -36,14 +36,7 @@ class SharedRows:
         self._total_rows = len(weight)
         if problem.candidates.ids is None:
             self._ids = None
-            rows = len(weight)
-            self.offsets = _padded_offsets(bias[None, : problem.candidates.durations], rows, dtype)
-            copied = weight.dtype != dtype or weight.numel() * weight.element_size() <= spare
-            if rows % ALIGNMENT and copied:  # V + 1 is odd as a rule, and tensor cores want multiples of ALIGNMENT
-                self._rows = weight.new_zeros(aligned(rows), weight.shape[1], dtype=dtype)
-                self._rows[:rows] = weight
-            else:
-                self._rows = weight.to(dtype)
+            self._rows, self.offsets = every_row(weight, bias, problem, dtype, spare)
         else:
             self._ids, self._count = problem.candidates.ids[0], problem.rows(0)
             self._rows, self.offsets = candidate_rows(weight, bias, problem, dtype)
@@ -93,6 +86,29 @@ class SharedRows:
     def release(self) -> RowGradients:
         count = self._total_rows if self._ids is None else self._count
         return RowGradients(self._sums, count, self._ids, self._total_rows)
+
+
+def every_row(weight, bias, problem: Problem, dtype: torch.dtype, spare: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """All rows of the weight, and (1, S) their offsets; with rows of zeros behind where a copy is due or costs little.
+
+    V + 1 is odd as a rule, and tensor cores want multiples of ALIGNMENT.
+    """
+    rows, columns = len(weight), aligned(len(weight))
+    copied = rows < columns and (weight.dtype != dtype or weight.numel() * weight.element_size() <= spare)
+    if weight.is_cuda:
+        from nemo_sampled_rnnt.loss.cuda.weight_rows import pad, whole_octets
+
+        if whole_octets(weight):
+            padded = weight.new_empty(columns, weight.shape[1], dtype=dtype) if copied else None
+            offsets = weight.new_empty(1, columns, dtype=accumulation_dtype(dtype))
+            pad(weight, bias.contiguous(), problem.candidates.durations or rows, padded, offsets)
+            return weight.to(dtype) if padded is None else padded, offsets
+    offsets = _padded_offsets(bias[None, : problem.candidates.durations], rows, dtype)
+    if not copied:
+        return weight.to(dtype), offsets
+    padded = weight.new_zeros(columns, weight.shape[1], dtype=dtype)
+    padded[:rows] = weight
+    return padded, offsets
 
 
 def candidate_rows(weight, bias, problem: Problem, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

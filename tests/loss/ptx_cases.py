@@ -6,7 +6,7 @@ from numba.core.types import Array, CPointer
 from nemo_sampled_rnnt.loss.cuda.kernels import kernels
 from nemo_sampled_rnnt.loss.cuda.places import add_rows, places_kernel
 from nemo_sampled_rnnt.loss.cuda.survey import survey_kernel
-from nemo_sampled_rnnt.loss.cuda.weight_rows import deliver_kernel, gather_kernel
+from nemo_sampled_rnnt.loss.cuda.weight_rows import deliver_kernel, gather_kernel, pad_kernel
 
 
 def signatures(stored, real):
@@ -53,6 +53,8 @@ report("any", "survey", survey_kernel.py_func, survey_types, (7, 5))
 real, word = CPointer(float32), CPointer(int16)
 report("bfloat16", "gather", gather_kernel("bfloat16", "bfloat16", "bfloat16", "float32").py_func,
        (numbers, real, word, word, word, real, *[int64] * 4), (9, 0))  # fmt: skip
+report("bfloat16", "pad", pad_kernel("bfloat16", "bfloat16", "bfloat16", "float32").py_func,
+       (word, word, word, real, *[int64] * 4), (9, 0))  # fmt: skip
 report("bfloat16", "deliver", deliver_kernel("bfloat16", "bfloat16", "float32", "float32", True).py_func,
        (real, real, real, numbers, real, real, word, word, real, real, *[int64] * 7), (9, 0))  # fmt: skip
 table = CPointer(int32)

@@ -18,7 +18,7 @@ from nemo_sampled_rnnt.loss.candidates import aligned, recurring
 from nemo_sampled_rnnt.loss.checks import survey
 from nemo_sampled_rnnt.loss.cuda.places import RowSums, places
 from nemo_sampled_rnnt.loss.cuda.survey import survey as survey_by_kernel
-from nemo_sampled_rnnt.loss.cuda.weight_rows import deliver, gather
+from nemo_sampled_rnnt.loss.cuda.weight_rows import deliver, gather, pad
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 F64, F32, F16, BF16 = TOLERANCE
@@ -156,6 +156,15 @@ def run_weight_rows():
             gather(chosen, log_q, weight.to(of_weight), bias.to(of_weight), rows, offsets)
             assert torch.equal(rows, weight[chosen].to(of_weight).to(of_rows))
             assert torch.equal(offsets, bias.to(of_weight).to(offsets.dtype)[chosen] - log_q)
+    for of_weight, of_rows, scored in ((F32, BF16, V + 1), (BF16, None, V + 1), (F16, F16, V - 2), (F64, F64, V + 1)):
+        of_offsets = F64 if of_weight == F64 else F32
+        rows = None if of_rows is None else torch.full((16, H), math.nan, dtype=of_rows)
+        offsets = torch.full((1, 16), math.nan, dtype=of_offsets)
+        pad(weight.to(of_weight), bias.to(of_weight), scored, rows, offsets)
+        assert rows is None or torch.equal(rows[: V + 1], weight.to(of_weight).to(of_rows))
+        assert rows is None or not rows[V + 1 :].any()
+        assert torch.equal(offsets[0, :scored], bias.to(of_weight).to(of_offsets)[:scored])
+        assert offsets[0, scored:].isneginf().all()
     for dtypes in ((BF16, BF16, F32, F32), (F16, F32, F16, None), (None, BF16, None, F32), (BF16, None, F32, None)):
         has_weight = dtypes[2] is not None
         encoder, predictor = (

@@ -5,6 +5,7 @@ A launch costs the host as much as a thousand rows cost the GPU, and torch takes
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import torch
@@ -68,6 +69,51 @@ def gather_kernel(weight_kind: str, bias_kind: str, row_kind: str, real_kind: st
             store(rows, n * width + octet, values, 0)
         if lane == 0:
             offsets[n] = real(load_bias(bias, row)) - real(log_q[place])
+
+    return kernel
+
+
+def pad(weight, bias, scored: int, rows, offsets) -> None:
+    """rows = weight, zeros behind; offsets[k] = bias[k], from ``scored`` on -inf.
+
+    Args:
+        weight, bias: (N, H), H in whole octets, and (N,).
+        scored: blank and labels, of which the softmax is.
+        rows: (S, H) float, S >= N, written; or None.
+        offsets: (1, S) float32 or float64, written.
+    """
+    columns = offsets.shape[1]
+    kinds = [kind_of(x.dtype) for x in (weight, bias, weight if rows is None else rows, offsets)]
+    kernel = BoundKernel(
+        pad_kernel(*kinds),
+        [weight, bias, weight if rows is None else rows, offsets],
+        0,
+        (columns, len(weight), scored, 0 if rows is None else weight.shape[1]),
+    )
+    kernel((-(-columns // WARPS), 1, 1), THREADS)
+
+
+@cache
+def pad_kernel(weight_kind: str, bias_kind: str, row_kind: str, real_kind: str):
+    load, store, load_bias = octets(weight_kind).load8, octets(row_kind).store8, octets(bias_kind).load1
+    real, of_weight = (float64 if x == "float64" else float32 for x in (real_kind, weight_kind))
+
+    @cuda.jit
+    def kernel(weight, bias, rows, offsets, columns, count, scored, width):
+        """Warp: a row. Thread: octets of it; the first of a warp the offset."""
+        n = cuda.blockIdx.x * WARPS + cuda.threadIdx.x // WARP
+        lane = cuda.threadIdx.x % WARP
+        if n >= columns:
+            return
+        values = cuda.local.array(OCTET, of_weight)
+        for i in range(OCTET):
+            values[i] = of_weight(0)
+        for octet in range(OCTET * lane, width, OCTET * WARP):
+            if n < count:
+                load(weight, n * width + octet, values, 0)
+            store(rows, n * width + octet, values, 0)
+        if lane == 0:
+            offsets[n] = real(load_bias(bias, n)) if n < scored else real(-math.inf)
 
     return kernel
 
