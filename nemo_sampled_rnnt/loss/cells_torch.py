@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import torch
 
 from nemo_sampled_rnnt.loss.dropout import keep_mask
