@@ -325,7 +325,7 @@ class TiledLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, loss_gradient, _):
-        if not ctx.needs.any:
+        if not ctx.needs.any or loss_gradient is None:
             return None, None, None, None, None, None
         if ctx.vector:
             *inputs, finite = ctx.saved_tensors
