@@ -26,6 +26,7 @@ import torch
 
 from nemo_sampled_rnnt.ctc.batch import Batch
 from nemo_sampled_rnnt.ctc.output_layer import OutputLayer
+from nemo_sampled_rnnt.loss.candidates import recurring
 from nemo_sampled_rnnt.loss.problem import accumulation_dtype
 from nemo_sampled_rnnt.loss.tiles import Tile, Visit, plan_tiles
 
@@ -47,9 +48,11 @@ class Needs:
 
 
 class Frames(Protocol):
-    """What a device does with frames; logits begin with the tile's first frame, and have ``stride`` columns."""
+    """What a device does with frames; logits begin with the tile's first frame, and have ``stride`` columns.
 
-    hidden: torch.Tensor  # (N, D) the valid frames of all utterances, packed; 0 where not finite
+    A tile's rows beyond its frames are not looked at."""
+
+    hidden: torch.Tensor  # (N or more, D) valid frames of all utterances, packed; 0 where not finite, and behind them
     mass: torch.Tensor | None  # (B, stride) posterior mass
     column_sums: torch.Tensor | None  # (any, stride) that add up to the bias's gradient
     best: torch.Tensor | None  # (B, T) int64, the best label or blank of each frame
@@ -71,7 +74,7 @@ class Frames(Protocol):
 
     def unpacking(self):
         """What makes the encoder's gradient of the packed one, and of these frames keeps nothing else: a function of
-        the (N, D) gradient, a factor, the shape (B, T, D) and the dtype; 0 beyond the lengths."""
+        the (N or more, D) gradient, a factor, the shape (B, T, D) and the dtype; 0 beyond the lengths."""
 
 
 class Engine:
@@ -91,7 +94,7 @@ class Engine:
         self.scale = 256.0 if encoder.dtype == torch.float16 else 1.0
         self.layer = OutputLayer(weight, bias, encoder.dtype, workspace_bytes // 8)
         self.visits = plan(batch, frame_bytes(encoder, weight, batch), workspace_bytes)
-        largest = max(tile.cells for tiles in self.visits for tile in tiles)
+        largest = max(tile.rows for tiles in self.visits for tile in tiles)
         self.logits = encoder.new_empty(largest, self.layer.stride)
         self.logits[:, self.layer.columns :] = 0  # the padding that no product writes
         self.frames: Frames = make_frames(encoder, self.layer.offsets, batch, self.visits, needs, self.scale)
@@ -116,20 +119,22 @@ class Engine:
         del self.logits
 
     def _logits(self, tile: Tile) -> torch.Tensor:
-        logits = self.logits[: tile.cells]
+        logits = self.logits[: tile.rows]
         self.layer.logits(self._hidden(tile), logits)
         return logits
 
     def _backward(self, tile: Tile, logits: torch.Tensor) -> None:
         self.frames.gradient(tile, logits)
+        if self.needs.any and tile.rows > tile.cells:
+            logits[tile.cells :] = 0
         if self.needs.weight:
             self.layer.accumulate(logits, self._hidden(tile))
         if self.needs.encoder:
-            out = self.hidden_gradient[tile.first_cell : tile.first_cell + tile.cells]
+            out = self.hidden_gradient[tile.first_cell : tile.first_cell + tile.rows]  # beyond its own, the next writes
             self.layer.hidden_gradient(logits, out)
 
     def _hidden(self, tile: Tile) -> torch.Tensor:
-        return self.frames.hidden[tile.first_cell : tile.first_cell + tile.cells]
+        return self.frames.hidden[tile.first_cell : tile.first_cell + tile.rows]
 
 
 def frame_bytes(encoder: torch.Tensor, weight: torch.Tensor, batch: Batch) -> int:
@@ -139,15 +144,22 @@ def frame_bytes(encoder: torch.Tensor, weight: torch.Tensor, batch: Batch) -> in
 
 
 def plan(batch: Batch, frame_bytes: int, workspace_bytes: int) -> list[Visit]:
-    """Tiles under the workspace, as few as fit and of even size: an even tile needs less than a full one."""
-    visits = plan_tiles(batch.packed, frame_bytes, workspace_bytes)
-    even = max(-(-batch.packed.cells // len(visits)), *batch.frames, 0) * frame_bytes
+    """Tiles under the workspace, as few as fit and of even size: an even tile needs less than a full one.
+
+    On a GPU a tile of whole utterances has more rows than frames, so that sizes of products recur from batch to batch
+    (:func:`recurring` says why).
+    """
+    recur = batch.table is not None
+    visits = plan_tiles(batch.packed, frame_bytes, workspace_bytes, recur=recur)
+    even = max(recurring(-(-batch.packed.cells // len(visits))), *batch.frames, 0) * frame_bytes
     for budget in (even, even * 5 // 4):
         if budget < workspace_bytes:
-            evenly = plan_tiles(batch.packed, frame_bytes, budget)
+            evenly = plan_tiles(batch.packed, frame_bytes, budget, recur=recur)
             if len(evenly) == len(visits):
-                return evenly
-    return visits
+                visits = evenly
+                break
+    # Of a cut utterance the last tile is visited first, and may not write into others.
+    return [tiles if len(tiles) == 1 else tuple(tile._replace(rows=tile.cells) for tile in tiles) for tiles in visits]
 
 
 def visited(encoder, weight, bias, batch: Batch, make_frames, needs: Needs) -> Engine:
@@ -164,13 +176,14 @@ def visited(encoder, weight, bias, batch: Batch, make_frames, needs: Needs) -> E
     asked = max(asked // 4, asked - rows, least)
     if encoder.device.type == "cpu":  # caches are small: past some size a larger tile is only more memory
         asked = min(asked, max(SMALL, max(batch.frames) * least))
-    budget = min(asked, batch.packed.cells * least)
+    enough = recurring(batch.packed.cells) * least
+    budget = min(asked, enough)
     while True:
         engine = None
         try:
             engine = Engine(encoder, weight, bias, batch, make_frames, needs, budget)
             engine.run()
-            if budget < min(asked, batch.packed.cells * least):
+            if budget < min(asked, enough):
                 _warn_once(
                     f"the CTC head ran out of memory with workspace_mib={batch.options.workspace_mib} and went on with "
                     f"{budget / 2**20:.1f} MiB, slower: set workspace_mib to less, or make the batch smaller."

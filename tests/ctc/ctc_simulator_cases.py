@@ -15,7 +15,6 @@ from ctc_truth import GARBAGE, LEAVES, assert_near, assert_same, make_problem, p
 from nemo_sampled_rnnt.ctc import ctc_loss, engine
 from nemo_sampled_rnnt.ctc.batch import survey
 from nemo_sampled_rnnt.ctc.cuda.survey import survey as survey_by_kernel
-from nemo_sampled_rnnt.loss.tiles import plan_tiles
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 F64, F32, F16, BF16 = TOLERANCE
@@ -62,15 +61,21 @@ def run_in_place():
     loss.backward()
 
 
-def run_cut():
-    """Tiles of 4 frames at most, whatever fits: utterances of 9 and 7 are cut in three and two."""
+def run_tiles():
+    """Of 4 frames at most, whatever fits: utterances of 9 and 7 are cut in three and two; and of 16, for 12 and 7.
+
+    Tiles of whole utterances have more rows than frames: the first one's are the second one's, the last one's nobody's.
+    """
     problem = make_problem(4, B=3, T=9, U=3, D=3, V=40, lengths=[9, 3, 7], labels=[3, 1, 2])
-    plan, engine.plan = engine.plan, lambda batch, *_: plan_tiles(batch.packed, 1, 4)
+    plan, planned = engine.plan, []
     try:
-        for dtype, weighting in ((F32, "max"), (F64, "nonblank")):
-            got = results(problem.to(dtype), ctc_loss, impl="cuda", frame_weights=weighting)
-            want = truth(problem.to(dtype).to(F64), frame_weights=weighting)
-            assert_same(got, want, TOLERANCE[dtype])
+        for frames, sizes in ((4, [(1, 1), (4, 4), (4, 4), (3, 4), (3, 3), (4, 4)]), (16, [(12, 16), (7, 8)])):
+            engine.plan = lambda batch, *_, frames=frames: planned.append(plan(batch, 1, frames)) or planned[-1]
+            for dtype, weighting in ((F32, "max"), (F64, "nonblank"), (BF16, "mean")):
+                got = results(problem.to(dtype), ctc_loss, impl="cuda", frame_weights=weighting)
+                want = truth(problem.to(dtype).to(F64), frame_weights=weighting)
+                assert_same(got, want, TOLERANCE[dtype])
+                assert [(tile.cells, tile.rows) for visit in planned[-1] for tile in visit] == sizes, planned[-1]
     finally:
         engine.plan = plan
 
@@ -154,7 +159,7 @@ def run_layouts():
 def main():
     jobs = {name: (run, case) for name, case in CASES.items()}
     others = {
-        "cut": run_cut,
+        "tiles": run_tiles,
         "in place": run_in_place,
         "frozen": run_frozen,
         "left out": run_left_out,

@@ -46,7 +46,10 @@ class CudaFrames:
 
         units = aligned(width)
         self._unit_threads = min(THREADS, -(-units // OCTET // WARP) * WARP)
-        packed = empty(batch.packed.cells, units, dtype=encoder.dtype)
+        rows = max(tile.first_cell + tile.rows for visit in visits for tile in visit)
+        packed = empty(rows, units, dtype=encoder.dtype)
+        if rows > batch.packed.cells:
+            packed[batch.packed.cells :] = 0
         self.hidden = packed[:, :width]
         encoder = wide_rows(encoder.contiguous())
         pack = BoundKernel(packing.pack, [table, encoder, packed], 0, (frames, encoder.shape[2], width, units))
