@@ -3,7 +3,7 @@
 Training logs it for its batches as `train_joint_memory_mib`. What is counted is everything that the joint allocates,
 from the encoder's outputs to the gradients of all inputs. Worked number: 85 utterances of 375 frames and 44 labels,
 H = 640, V + 1 = 4,232, 424 negatives an utterance, bfloat16: lattice and sums of the projections' gradients 142 MiB,
-which leaves 116 for tiles, projections 70, weight gradient 12, together 339 MiB. The logits of a full softmax and their
+which leaves 116 for tiles, projections 70, weight gradient 12, together 340 MiB. The logits of a full softmax and their
 gradient alone are 45 GiB.
 """
 
@@ -72,7 +72,7 @@ def joint_memory(
         candidates = 1 + labels * (1 if scope == "utterance" else batch) + n_samples
     sampled, outputs = candidates is not None, vocabulary + 1 + durations
     own = sampled and scope == "utterance" and batch > 1
-    columns = (aligned if own else recurring)(candidates + durations) if sampled else outputs
+    columns = recurring(candidates + durations) if sampled else outputs
     sum_bytes = (aligned(hidden) + ALIGNMENT) * FLOAT  # of a row of the weight's gradient, and of the bias'
     if own:
         utterance_bytes = set_bytes(columns, hidden, itemsize)
@@ -84,7 +84,7 @@ def joint_memory(
     cell_bytes = Workspace.bytes_per_cell(hidden, aligned(columns), itemsize, backward=True)
     beside = bytes_beside(lattice, frames, labels + 1, hidden, FLOAT, durations, encoder=True, predictor=True)
     budget = left_for_tiles(int(workspace_mib * 2**20), beside)
-    visits = plan_tiles(lattice, cell_bytes, budget, utterance_bytes, recur=not own)
+    visits = plan_tiles(lattice, cell_bytes, budget, utterance_bytes, recur=True)
     tiles = [tile for visit in visits for tile in visit]
     return JointMemory(
         tiles=max(tile.rows for tile in tiles) * cell_bytes + max(tile.utterances for tile in tiles) * utterance_bytes,

@@ -205,9 +205,7 @@ def make_problem(
                 f"utterance {utterance} has target_lengths {labels[utterance]}"
             )
 
-    # Kernels know padding. Of sets for each utterance the products are grouped as a rule, and no algorithm is chosen.
-    own = negatives is not None and len(candidates.ids) > 1
-    rounded = aligned if table is None or own else recurring
+    rounded = aligned if table is None else recurring  # kernels know padding
     count = [vocabulary + 1]
     if negatives is not None:
         groups = len(candidates.ids)

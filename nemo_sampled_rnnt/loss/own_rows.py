@@ -6,11 +6,11 @@ from functools import cached_property
 
 import torch
 
-from nemo_sampled_rnnt.loss.candidates import ALIGNMENT
+from nemo_sampled_rnnt.loss.candidates import ALIGNMENT, recurring
 from nemo_sampled_rnnt.loss.problem import Problem
 from nemo_sampled_rnnt.loss.row_gradients import ProductSums, RowGradients
 from nemo_sampled_rnnt.loss.shared_rows import candidate_offsets
-from nemo_sampled_rnnt.loss.tiles import Tile, Visit
+from nemo_sampled_rnnt.loss.tiles import Segment, Tile, Visit
 
 
 def set_bytes(columns: int, width: int, itemsize: int) -> int:
@@ -25,6 +25,8 @@ class OwnRows:
     are fewer.
     """
 
+    more_rows = True
+
     def __init__(self, weight, bias, problem: Problem, dtype: torch.dtype, needs, spare: int):
         self._weight, self._dtype, self._total_rows = weight, dtype, len(weight)
         self._ids, self.offsets = problem.candidates.ids, candidate_offsets(bias, problem, dtype)
@@ -33,7 +35,7 @@ class OwnRows:
         if self._ids.numel() < len(weight):
             self._place_distinct_rows(problem)
             rows = self._ids.numel()
-        self._needs = needs
+        self._needs, self._recur = needs, problem.table is not None
         self._sums = self._sums_of(rows).zeroed()
         self.utterance_bytes = set_bytes(self.columns, weight.shape[1], dtype.itemsize)
         self._gathered: tuple[Tile | None, torch.Tensor | None] = (None, None)
@@ -46,8 +48,6 @@ class OwnRows:
     def _product(self) -> ProductSums:
         """Of one utterance and tile."""
         return self._sums_of(self.columns)
-
-    whole_tiles = False
 
     def prepare(self, visits: list[Visit]) -> None:
         """Nothing to do before the first tile."""
@@ -72,20 +72,27 @@ class OwnRows:
             self._gathered = (tile, rows)
         return self._gathered[1]
 
+    def _with_more(self, segment: Segment, tile: Tile) -> slice:
+        """Its cells, and some behind that make a recurring size. What a product writes there, the next one replaces."""
+        first, after = segment.cells.start, segment.cells.stop
+        return slice(first, min(first + recurring(after - first), tile.rows)) if self._recur else segment.cells
+
     def logits(self, tile: Tile, hidden: torch.Tensor, out) -> torch.Tensor:
         logits = out()
         for segment, rows in zip(tile.segments, self._rows_of(tile), strict=True):
-            torch.mm(hidden[segment.cells], rows.T, out=logits[segment.cells])
+            cells = self._with_more(segment, tile)
+            torch.mm(hidden[cells], rows.T, out=logits[cells])
         return logits
 
     def hidden_gradient(self, tile: Tile, logits_gradient: torch.Tensor, out) -> torch.Tensor:
         gradient = out()
         for segment, rows in zip(tile.segments, self._rows_of(tile), strict=True):
-            torch.mm(logits_gradient[segment.cells], rows, out=gradient[segment.cells, : rows.shape[1]])
+            cells = self._with_more(segment, tile)
+            torch.mm(logits_gradient[cells], rows, out=gradient[cells, : rows.shape[1]])
         return gradient
 
     def accumulate(self, tile: Tile, hidden_and_one: torch.Tensor, logits_gradient: torch.Tensor) -> None:
-        for segment in tile.segments:
+        for segment in tile.segments:  # these products sum over cells, and may take no others
             self._product.set(logits_gradient[segment.cells], hidden_and_one[segment.cells])
             for total, product in zip(self._sums.tensors, self._product.tensors, strict=True):
                 # Ids within a set are distinct but for the padding, which adds zeros: index_add_ is deterministic.

@@ -26,11 +26,11 @@ class SharedRows:
         offsets: (1, stride) float, c_k - log q_k, what is added to the product before the log-sum-exp; -inf in the
             padding and for TDT's durations. Scores of blank and labels need no more, since q = 1 there.
         utterance_bytes: of workspace for an utterance beside its cells.
-        whole_tiles: a product takes all cells of a tile; its rows may be more than they are.
+        more_rows: a tile may have more rows than cells, so that sizes of products recur.
     """
 
     utterance_bytes = 0
-    whole_tiles = True
+    more_rows = True
 
     def __init__(self, weight, bias, problem: Problem, dtype: torch.dtype, needs, spare: int):
         self._total_rows = len(weight)

@@ -183,7 +183,7 @@ class Engine:
             largest = max(t * (u + 1) for t, u in zip(problem.lattice.frames, problem.lattice.labels, strict=True))
             enough = largest * cell_bytes + self.rows.utterance_bytes
             workspace_bytes = min(workspace_bytes, max(32 * 2**20, enough))
-        recur = self.rows.whole_tiles and problem.table is not None  # the kernels know rows that are no cells
+        recur = self.rows.more_rows and problem.table is not None  # the kernels know rows that are no cells
         self.visits = plan_tiles(problem.lattice, cell_bytes, workspace_bytes, self.rows.utterance_bytes, recur)
         largest = max(tile.rows for tiles in self.visits for tile in tiles)
         self.workspace = Workspace(largest, width, self.rows.columns, stride, encoder)

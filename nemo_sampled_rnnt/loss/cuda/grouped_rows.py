@@ -31,8 +31,10 @@ class GroupedRows(OwnRows):
     """:class:`OwnRows` by grouped products.
 
     The weight gradients of an utterance leave a product in bfloat16, and are summed over utterances and tiles in
-    float32, in their order.
+    float32, in their order. No algorithm is chosen for them, so sizes need not recur.
     """
+
+    more_rows = False
 
     def __init__(self, weight, bias, problem: Problem, dtype: torch.dtype, needs, spare: int):
         super().__init__(weight, bias, problem, dtype, needs, spare)

@@ -13,7 +13,7 @@ import torch
 from numba import cuda, int32, int64
 
 from nemo_sampled_rnnt.gpu.launch import SIMULATED, Atomic, BoundKernel, device
-from nemo_sampled_rnnt.loss.candidates import Candidates, Lookup, aligned, every_label, recurring
+from nemo_sampled_rnnt.loss.candidates import Candidates, Lookup, every_label, recurring
 
 THREADS = 4 if SIMULATED else 512
 FREE, NOWHERE = -1, 2**31 - 1
@@ -168,7 +168,7 @@ def survey(encoder_lengths, target_lengths, targets, negatives, negative_log_pro
     drawn = negatives.shape[-1] if sampled else 0
     groups = batch if sampled and negatives.dim() == 2 else 1
     items = (longest if groups > 1 else batch * longest) + drawn
-    stride = (aligned if groups > 1 else recurring)(1 + durations + min(items, vocabulary))
+    stride = recurring(1 + durations + min(items, vocabulary))
     capacity = 2 ** (2 * items).bit_length()
 
     def empty(*size, dtype=torch.int64):
