@@ -20,6 +20,7 @@ COLOURS = {
     ("ctc", "nonblank"): "tab:green",
     ("ctc", "max"): "tab:purple",
 }
+FLOOR = "0.01"  # the default's lines; others are in the table
 PANELS = (  # title, column, correction, what stands on the axis
     ("covered", "negative_coverage", "False", "share of the exact softmax beside blank and labels"),
     ("loss, not corrected", "loss_gap", "False", "sampled / exact loss - 1"),
@@ -36,7 +37,9 @@ def plot(rows: list[dict], path: str) -> None:
             for scope, line in (("utterance", "-"), ("batch", "--")):
                 wanted = {"sampler": sampler, "frame_weights": weights, "scope": scope, "correction": correction}
                 points = [
-                    (float(row["candidates"]), float(row[column])) for row in rows if wanted.items() <= row.items()
+                    (float(row["candidates"]), float(row[column]))
+                    for row in rows
+                    if wanted.items() <= row.items() and row.get("floor", FLOOR) == FLOOR
                 ]
                 if points:
                     name = sampler if sampler != "ctc" else f"ctc, {weights}"

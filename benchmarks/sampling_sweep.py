@@ -32,6 +32,7 @@ from nemo_sampled_rnnt.sampling.distributions import FRAME_WEIGHTS
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "sampling_sweep.csv"
+FLOOR = SampledSoftmax(1).floor
 SIZES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)  # of the vocabulary
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 MEASURED = (
@@ -88,14 +89,17 @@ def encode(model, batch) -> Batch:
     )  # fmt: skip
 
 
-def settings(sizes, with_ctc: bool, with_unigram: bool):
-    """Mappings with the keys of ``sampled_softmax``; the frame weights only where they count."""
+def settings(sizes, with_ctc: bool, with_unigram: bool, floors=(FLOOR,)):
+    """Mappings with the keys of ``sampled_softmax``; frame weights only where they count, floors for the default."""
     samplers = [("uniform", "mean")] + [("unigram", "mean")] * with_unigram
     samplers += [("ctc", weights) for weights in FRAME_WEIGHTS] * with_ctc
     for (sampler, weights), scope, size, correction in itertools.product(
         samplers, ("utterance", "batch"), sizes, (False, True)
     ):
-        yield dict(sampler=sampler, frame_weights=weights, scope=scope, n_samples=size, correction=correction)
+        for floor in floors if (sampler, weights, scope) == ("ctc", "mean", "utterance") else (FLOOR,):
+            yield dict(
+                sampler=sampler, frame_weights=weights, scope=scope, n_samples=size, correction=correction, floor=floor
+            )
 
 
 def measure_setting(batch: Batch, setting: dict, counts, draws: int) -> dict[str, float]:
@@ -112,9 +116,9 @@ def measure_setting(batch: Batch, setting: dict, counts, draws: int) -> dict[str
     return means | {"loss_gap": means["sampled_loss"] / means["exact_loss"] - 1, "measurements": len(measurements)}
 
 
-def sweep(batch: Batch, counts, sizes=SIZES, draws: int = 3):
+def sweep(batch: Batch, counts, sizes=SIZES, draws: int = 3, floors=(FLOOR,)):
     """A row for each setting."""
-    for setting in settings(sizes, bool(batch.posteriors), counts is not None):
+    for setting in settings(sizes, bool(batch.posteriors), counts is not None, floors):
         row = setting | {"n_samples": SampledSoftmax(**setting).size(batch.vocabulary), "share": setting["n_samples"]}
         yield row | measure_setting(batch, setting, counts, draws)
 
@@ -167,6 +171,10 @@ def of_corpus(folder: Path, run: str, steps: int, checkpoints: Path, overrides, 
     return f"{folder.name}, {name}, {steps} steps", encode(model, list(batch)), counts
 
 
+def numbers(text: str) -> list[float]:
+    return [float(word) for word in text.split(",")]
+
+
 def spread(total: int, count: int) -> np.ndarray:
     """Indices from the first to the last."""
     return np.linspace(0, total - 1, min(count, total)).astype(int)
@@ -198,10 +206,24 @@ def write(rows: list[dict], path: Path) -> None:
 @click.option("--utterances", default=16, show_default=True, help="In the batch that is measured.")
 @click.option("--draws", default=3, show_default=True, help="Of negatives, for each setting.")
 @click.option("--sizes", default=",".join(map(str, SIZES)), show_default=True, help="Shares of the vocabulary.")
+@click.option("--floors", default=str(FLOOR), show_default=True, help="Of ctc in the scope utterance.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=RESULTS, show_default=True)
 def main(
-    nemo, manifest, train_manifest, corpus, run, steps, checkpoints, overrides, utterances, draws, sizes, device, out
+    nemo,
+    manifest,
+    train_manifest,
+    corpus,
+    run,
+    steps,
+    checkpoints,
+    overrides,
+    utterances,
+    draws,
+    sizes,
+    floors,
+    device,
+    out,
 ):
     if (nemo is None) == (corpus is None) or (nemo is not None and manifest is None):
         raise click.UsageError("give --nemo with --manifest, or --corpus")
@@ -215,11 +237,11 @@ def main(
     )
     origin = {"model": name, "vocabulary": batch.vocabulary, "utterances": len(batch.targets[0]), "draws": draws}
     rows, where = [], environment(device)
-    for row in sweep(batch, counts, [float(x) for x in sizes.split(",")], draws):
+    for row in sweep(batch, counts, numbers(sizes), draws, numbers(floors)):
         rows.append(origin | row | where)
         click.echo(
-            "{sampler:8} {frame_weights:9} {scope:9} {n_samples:6} {correction!s:5}  coverage {coverage:.3f}, "
-            "of negatives {negative_coverage:.3f}  "
+            "{sampler:8} {frame_weights:9} {scope:9} {n_samples:6} {correction!s:5} {floor:4}  "
+            "coverage {coverage:.3f}, of negatives {negative_coverage:.3f}  "
             "loss gap {loss_gap:+.3f}  cosine {cosine:.3f}  of cells {cell_cosine:.3f}".format(**row)
         )
     write(rows, out)

@@ -84,13 +84,17 @@ def test_trains_a_model_of_a_corpus(tmp_path):
     )  # fmt: skip
     overrides = [word for override in TINY for word in ("--set", override)]
     run(
-        SWEEP, "--corpus", corpus, "--steps", 3, *overrides, "--device", "cpu", "--draws", 1, "--sizes", "0.2",
+        SWEEP, "--corpus", corpus, "--steps", 3, *overrides, "--device", "cpu", "--draws", 1, "--sizes", "0.2", "--floors", "0.01,0.5",
         "--checkpoints", tmp_path / "checkpoints", "--run", "uniform_10:2", "--out", tmp_path / "sweep.csv",
     )  # fmt: skip
     assert (tmp_path / "checkpoints" / "mandarin" / "uniform_10_2.ckpt").exists()
     rows = read(tmp_path / "sweep.csv")
-    assert len(rows) == SETTINGS // 2 and {row["model"] for row in rows} == {"mandarin, uniform_10:2, 3 steps"}
+    assert len(rows) == SETTINGS // 2 + 2 and {row["model"] for row in rows} == {"mandarin, uniform_10:2, 3 steps"}
     assert {row["utterances"] for row in rows} == {"5"}
+    mixed = [row for row in rows if row["floor"] == "0.5"]
+    assert [(row["sampler"], row["scope"], row["correction"]) for row in mixed] == [
+        ("ctc", "utterance", "False"), ("ctc", "utterance", "True"),
+    ]  # fmt: skip
 
 
 def test_what_to_measure_must_be_said():
