@@ -85,7 +85,8 @@ def test_trains_a_model_of_a_corpus(tmp_path):
     overrides = [word for override in TINY for word in ("--set", override)]
     run(
         SWEEP, "--corpus", corpus, "--steps", 3, *overrides, "--device", "cpu", "--draws", 1, "--sizes", "0.2",
-        "--floors", "0.01,0.5", "--checkpoints", tmp_path / "checkpoints", "--run", "uniform_10:2", "--out", tmp_path / "sweep.csv",
+        "--floors", "0.01,0.5", "--checkpoints", tmp_path / "checkpoints", "--run", "uniform_10:2",
+        "--out", tmp_path / "sweep.csv",
     )  # fmt: skip
     assert (tmp_path / "checkpoints" / "mandarin" / "uniform_10_2.ckpt").exists()
     rows = read(tmp_path / "sweep.csv")
