@@ -96,7 +96,8 @@ class Engine:
         self.visits = plan(batch, frame_bytes(encoder, weight, batch), workspace_bytes)
         largest = max(tile.rows for tiles in self.visits for tile in tiles)
         self.logits = encoder.new_empty(largest, self.layer.stride)
-        self.logits[:, self.layer.columns :] = 0  # the padding that no product writes
+        if self.layer.columns < self.layer.stride:
+            self.logits[:, self.layer.columns :] = 0  # the padding that no product writes
         self.frames: Frames = make_frames(encoder, self.layer.offsets, batch, self.visits, needs, self.scale)
         self.hidden_gradient = None
         if needs.encoder:

@@ -137,6 +137,7 @@ class TiledCTC(torch.autograd.Function):
         frames = engine.frames
         loss, losses, divisor = frames.conclude()
         posteriors = None if frames.mass is None else _posteriors(frames.mass, len(weight) - 1, batch.options)
+        ctx.set_materialize_grads(False)  # none comes for the posteriors, and zeros would be (B, V)
         ctx.mark_non_differentiable(*(x for x in (losses, posteriors, frames.best) if x is not None))
         if ctx.needs.any:
             rows = len(weight)
@@ -149,7 +150,7 @@ class TiledCTC(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, loss_gradient, *_):
-        if not ctx.needs.any:
+        if not ctx.needs.any or loss_gradient is None:
             return None, None, None, None, None
         if ctx.gradients is None:
             raise RuntimeError("backward a second time: pass retain_graph=True to the first backward")

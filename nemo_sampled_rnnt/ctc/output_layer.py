@@ -7,6 +7,7 @@ import torch
 from nemo_sampled_rnnt.loss.candidates import ALIGNMENT, aligned
 from nemo_sampled_rnnt.loss.problem import accumulation_dtype
 from nemo_sampled_rnnt.loss.row_gradients import HAS_OUT_DTYPE
+from nemo_sampled_rnnt.loss.shared_rows import every_row
 
 
 class OutputLayer:
@@ -28,16 +29,9 @@ class OutputLayer:
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype, spare: int):
-        rows, self.stride = len(weight), self.stride_of(weight)
-        copied = weight.dtype != dtype or weight.numel() * weight.element_size() <= spare
-        if rows % ALIGNMENT and copied:
-            self._rows = weight.new_empty(self.stride, weight.shape[1], dtype=dtype)
-            self._rows[:rows], self._rows[rows:] = weight, 0
-        else:
-            self._rows = weight.to(dtype)
-        self._real = accumulation_dtype(dtype)
-        offsets = torch.nn.functional.pad(bias.to(self._real), (0, self.stride - rows), value=-torch.inf)
-        self.offsets, self.columns, self._count = offsets.contiguous(), len(self._rows), rows
+        self.stride, self._count, self._real = self.stride_of(weight), len(weight), accumulation_dtype(dtype)
+        self._rows, (self.offsets,) = every_row(weight, bias, len(weight), dtype, spare)
+        self.columns = len(self._rows)
         body = self.columns // ALIGNMENT * ALIGNMENT
         self._parts = [part for part in (slice(0, body), slice(body, self.columns)) if part.stop > part.start]
         self._widens = dtype != self._real and weight.is_cuda and HAS_OUT_DTYPE

@@ -36,7 +36,8 @@ class SharedRows:
         self._total_rows = len(weight)
         if problem.candidates.ids is None:
             self._ids = None
-            self._rows, self.offsets = every_row(weight, bias, problem, dtype, spare)
+            scored = problem.candidates.durations or len(weight)
+            self._rows, self.offsets = every_row(weight, bias, scored, dtype, spare)
         else:
             self._ids, self._count = problem.candidates.ids[0], problem.rows(0)
             self._rows, self.offsets = candidate_rows(weight, bias, problem, dtype)
@@ -88,10 +89,17 @@ class SharedRows:
         return RowGradients(self._sums, count, self._ids, self._total_rows)
 
 
-def every_row(weight, bias, problem: Problem, dtype: torch.dtype, spare: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """All rows of the weight, and (1, S) their offsets; with rows of zeros behind where a copy is due or costs little.
+def every_row(weight, bias, scored: int, dtype: torch.dtype, spare: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """All rows of the weight in ``dtype``, and (1, S) their offsets, S in whole ALIGNMENTs: the bias, then -inf.
 
-    V + 1 is odd as a rule, and tensor cores want multiples of ALIGNMENT.
+    V + 1 is odd as a rule, and tensor cores want multiples of ALIGNMENT: rows of zeros follow where a copy is due or
+    costs little.
+
+    Args:
+        weight, bias: (N, H) and (N,).
+        scored: rows that are in the softmax: all, or those before TDT's durations.
+        dtype: the compute dtype.
+        spare: bytes that a copy may take.
     """
     rows, columns = len(weight), aligned(len(weight))
     copied = rows < columns and (weight.dtype != dtype or weight.numel() * weight.element_size() <= spare)
@@ -101,9 +109,10 @@ def every_row(weight, bias, problem: Problem, dtype: torch.dtype, spare: int) ->
         if whole_octets(weight):
             padded = weight.new_empty(columns, weight.shape[1], dtype=dtype) if copied else None
             offsets = weight.new_empty(1, columns, dtype=accumulation_dtype(dtype))
-            pad(weight, bias.contiguous(), problem.candidates.durations or rows, padded, offsets)
+            pad(weight, bias.contiguous(), scored, padded, offsets)
             return weight.to(dtype) if padded is None else padded, offsets
-    offsets = _padded_offsets(bias[None, : problem.candidates.durations], rows, dtype)
+    offsets = bias[None, :scored].to(accumulation_dtype(dtype))
+    offsets = torch.nn.functional.pad(offsets, (0, columns - scored), value=-torch.inf)
     if not copied:
         return weight.to(dtype), offsets
     padded = weight.new_zeros(columns, weight.shape[1], dtype=dtype)
@@ -135,8 +144,3 @@ def candidate_offsets(bias: torch.Tensor, problem: Problem, dtype: torch.dtype) 
         gather(candidates.ids, candidates.log_q, bias[None], bias.contiguous(), None, offsets)
         return offsets
     return bias.to(dtype)[candidates.ids] - candidates.log_q.to(dtype)
-
-
-def _padded_offsets(bias: torch.Tensor, columns: int, dtype: torch.dtype) -> torch.Tensor:
-    offsets = bias.to(accumulation_dtype(dtype))
-    return torch.nn.functional.pad(offsets, (0, aligned(columns) - offsets.shape[1]), value=-torch.inf)
