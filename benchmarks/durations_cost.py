@@ -10,12 +10,12 @@ the rounds' medians, ``cost`` the median of the rounds' ratios less 1, ``low`` a
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import statistics
 import sys
 from pathlib import Path
 
+import results_file
 import torch
 from environment import environment
 from implementations import OURS, Row, make_implementation
@@ -23,6 +23,7 @@ from measure import Step, times_ms
 from workloads import WORKLOADS, Workload, make_batch, make_joint
 
 NAMES = ["v1k_b16_t200", "v16k_b16_t200"]
+PLAIN = [name for name, workload in WORKLOADS.items() if not workload.durations]
 STEPS = 5  # of each in a round
 COLUMNS = ["workload", "implementation", "plain_ms", "tdt_ms", "cost", "low", "high", "rounds", "machine", "cores",
            "torch", "nemo", "numba", "numba_cuda", "python", "commit", "command"]  # fmt: skip
@@ -30,13 +31,20 @@ COLUMNS = ["workload", "implementation", "plain_ms", "tdt_ms", "cost", "low", "h
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=NAMES, metavar="NAME")
+    parser.add_argument("--workloads", nargs="+", choices=PLAIN, default=NAMES, metavar="NAME")
     parser.add_argument("--implementations", nargs="+", choices=list(OURS), default=list(OURS), metavar="NAME")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--workspace-mib", type=int, default=256)
     parser.add_argument("--device", default="cuda", help="cpu: float32, and to see that it runs")
     parser.add_argument("--out", type=Path, help="CSV file that results are appended to")
     options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error(f"--rounds must be 2 or more, for quartiles, got {options.rounds}")
+    if options.out:
+        try:
+            results_file.check(options.out, COLUMNS)
+        except ValueError as error:
+            parser.error(str(error))
     where = environment(options.device) | {"command": " ".join(["python", *sys.argv])}
     for name in options.workloads:
         for implementation in options.implementations:
@@ -46,7 +54,7 @@ def main() -> None:
                 f"{row['cost']:+.1%} ({row['low']:+.1%} to {row['high']:+.1%})", flush=True,
             )  # fmt: skip
             if options.out:
-                append(options.out, row)
+                results_file.append(options.out, COLUMNS, row)
 
 
 def measure(name: str, implementation: str, options: argparse.Namespace) -> dict:
@@ -76,16 +84,6 @@ def make_step(workload: Workload, implementation: str, options: argparse.Namespa
     row = Row(workload.name, implementation, workspace_mib=options.workspace_mib)
     joint = make_joint(workload, device, dtype)
     return Step(make_implementation(row, joint, workload), make_batch(workload, device, dtype))
-
-
-def append(path: Path, row: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ What the numbers count: measure.py; what floor_ms is: floor.py; when a row is "o
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -24,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+import results_file
 import torch
 from environment import environment
 from implementations import IMPLEMENTATIONS, Row, importable, preload, rows_of
@@ -57,7 +57,7 @@ def main() -> None:
         print(f"{name}: {result.get('median_ms', '-')} ms, {result['status']}", flush=True)
         results.append(result)
         if options.out:
-            append(options.out, result)
+            results_file.append(options.out, COLUMNS, result)
     print()
     print_results(results)
 
@@ -88,6 +88,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--fused-batch-size", type=int, help="of NeMo's, for --row")
     parser.add_argument("--wait", action="store_true", help="for --row: measure when a line comes on stdin")
     options = parser.parse_args()
+    if options.out:
+        try:
+            results_file.check(options.out, COLUMNS)
+        except ValueError as error:
+            parser.error(str(error))
     options.dtype = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
     return options
 
@@ -205,16 +210,6 @@ class RowProcess:
         print(errors[-3000:], file=sys.stderr)
         last = (errors.splitlines() or ["no message"])[-1]
         return f"failed ({self._process.returncode}): {last[:200]}"
-
-
-def append(path: Path, result: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
-        if new:
-            writer.writeheader()
-        writer.writerow(result)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class Prepared:
         step = Step(self.implementation, self.batch)
         times = {"median_ms": _rounded(median_ms(step, self.device))}
         if self.device.type == "cuda":
-            times["fresh_ms"] = _rounded(self._fresh_ms())
+            times["fresh_ms"] = self._fresh_ms()
         if self.row.implementation in OURS and self.row.scope is not None:
             draw = median_ms(lambda: self.implementation.negatives(self.batch), self.device)
             times["draw_ms"] = _rounded(draw)
@@ -64,13 +64,16 @@ class Prepared:
         step.forget_gradients()
         return {**times, "peak_mib": round(peak, 1), "peak_with_gradients_mib": round(whole, 1), "loss": loss}
 
-    def _fresh_ms(self) -> float:
-        """Median of the first steps on some batches of other lengths, after others to warm up."""
+    def _fresh_ms(self) -> float | None:
+        """Median of the first steps on some batches of other lengths, after others to warm up; None: no memory left."""
         dtype = self.batch.encoder.dtype
-        batches = [make_batch(self.workload, self.device, dtype, number=1 + i) for i in range(KNOWN + FRESH)]
-        steps = iter([Step(self.implementation, batch) for batch in batches])
-        times_ms(lambda: next(steps)(), self.device, KNOWN)
-        return statistics.median(times_ms(lambda: next(steps)(), self.device, FRESH))
+        try:
+            batches = [make_batch(self.workload, self.device, dtype, number=1 + i) for i in range(KNOWN + FRESH)]
+            steps = iter([Step(self.implementation, batch) for batch in batches])
+            times_ms(lambda: next(steps)(), self.device, KNOWN)
+            return _rounded(statistics.median(times_ms(lambda: next(steps)(), self.device, FRESH)))
+        except torch.OutOfMemoryError:
+            return None
 
 
 def _free(device: torch.device) -> None:

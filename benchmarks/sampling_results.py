@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
+
+import results_file
 
 COLUMNS = ["what", "implementation", "setting", "median_ms", "peak_mib", "floor_ms", "machine", "cores", "torch",
            "nemo", "numba", "numba_cuda", "python", "commit", "command"]  # fmt: skip
 
 
 def append(path: Path, row: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    results_file.append(path, COLUMNS, row)

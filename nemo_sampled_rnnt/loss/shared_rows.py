@@ -104,9 +104,9 @@ def every_row(weight, bias, scored: int, dtype: torch.dtype, spare: int) -> tupl
     rows, columns = len(weight), aligned(len(weight))
     copied = rows < columns and (weight.dtype != dtype or weight.numel() * weight.element_size() <= spare)
     if weight.is_cuda:
-        from nemo_sampled_rnnt.loss.cuda.weight_rows import pad, whole_octets
+        from nemo_sampled_rnnt.loss.cuda.weight_rows import copied_by_kernel, pad
 
-        if whole_octets(weight):
+        if copied_by_kernel(weight, dtype):
             padded = weight.new_empty(columns, weight.shape[1], dtype=dtype) if copied else None
             offsets = weight.new_empty(1, columns, dtype=accumulation_dtype(dtype))
             pad(weight, bias.contiguous(), scored, padded, offsets)
@@ -124,9 +124,9 @@ def candidate_rows(weight, bias, problem: Problem, dtype: torch.dtype) -> tuple[
     """Of the one candidate set that a batch has: (S, H) rows of the weight, and (1, S) c_k - log q_k."""
     ids, log_q = problem.candidates.ids, problem.candidates.log_q
     if weight.is_cuda:
-        from nemo_sampled_rnnt.loss.cuda.weight_rows import gather, whole_octets
+        from nemo_sampled_rnnt.loss.cuda.weight_rows import copied_by_kernel, gather
 
-        if whole_octets(weight):
+        if copied_by_kernel(weight, dtype):
             rows = weight.new_empty(ids.shape[1], weight.shape[1], dtype=dtype)
             offsets = weight.new_empty(ids.shape, dtype=accumulation_dtype(dtype))
             gather(ids, log_q, weight, bias.contiguous(), rows, offsets)

@@ -357,7 +357,8 @@ class Gradients:
         """The four gradients times upstream / divisor in their inputs' dtypes; in place unless they must be kept."""
         sums = self.rows.sums
         asked = (self.encoder, self.predictor, sums.weight, sums.bias)
-        if sums.both is not None and all(x is None or x.shape[-1] % ALIGNMENT == 0 for x in asked[:3]):
+        octets = all(x is None or x.shape[-1] % ALIGNMENT == 0 for x in asked[:3])
+        if sums.both is not None and octets and torch.float64 not in dtypes:
             from nemo_sampled_rnnt.loss.cuda.weight_rows import deliver
 
             return deliver(

@@ -57,6 +57,7 @@ class Tile(NamedTuple):
         return self.segments[0].first_frame
 
 
+RECURRING_FROM = 512  # cells of a workspace: the steps between recurring sizes are much of a small tile
 MOST_UTTERANCES = 65_535  # of a tile: kernels count them on an axis of their grid that ends there
 
 Visit = tuple[Tile, ...]  # a tile of whole utterances, or the tiles of a cut one
@@ -72,15 +73,16 @@ def plan_tiles(
         cell_bytes: workspace of one cell, bytes.
         workspace_bytes: the budget, bytes.
         utterance_bytes: workspace of one utterance beside that of its cells, bytes.
-        recur: give tiles more rows than cells, under the budget, so that batches share the sizes of their products.
+        recur: give tiles more rows than cells, under the budget, so that batches share the sizes of their products;
+            not where the budget is for few cells.
 
     Returns:
         The visits, in the order of the packed cells. Of the tiles of a cut utterance the last is as large as fits: it
         is the one that need not be scored twice. A tile is never smaller than one row: a row that does not fit the
         budget gets a tile of its own.
     """
-    most = 0
-    if recur:
+    most, alone = 0, workspace_bytes
+    if recur and workspace_bytes // cell_bytes >= RECURRING_FROM:
         most = recurring_below(workspace_bytes // cell_bytes)
         workspace_bytes = most * cell_bytes
     visits: list[Visit] = []
@@ -92,7 +94,7 @@ def plan_tiles(
         if group and (used + need > workspace_bytes or len(group) == MOST_UTTERANCES):
             visits.append((_tile(lattice, group, most),))
             group, used = [], 0
-        if need > workspace_bytes and frames > 1:
+        if need > alone and frames > 1:
             at_most = max(1, max(workspace_bytes - utterance_bytes, workspace_bytes // 2) // row_bytes)
             first, ends = 0, range(frames, 0, -at_most)
             parts = []

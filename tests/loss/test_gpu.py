@@ -75,6 +75,19 @@ def test_low_precision(mix, scope, H):
     judge(results, truths, plains)
 
 
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("encoder, weight", [("float32", "float64"), ("float64", "float32"), ("bfloat16", "float64")])
+def test_double_precision_in_part(encoder, weight, scope):
+    """Kernels that copy rows do not make float64 of others; then torch does."""
+    problem = make_problem(7, **SIZES | {"H": 16}, scope=scope, scale=0.5)
+    dtypes = dict.fromkeys(("encoder", "predictor"), encoder) | dict.fromkeys(("weight", "bias"), weight)
+    problem = replace(problem, **{k: getattr(problem, k).to(getattr(torch, v)) for k, v in dtypes.items()})
+    loss, gradients = on_gpu(problem)
+    assert all(gradients[name].dtype == getattr(torch, dtype) for name, dtype in dtypes.items())
+    want = truth(replace(problem, **{name: getattr(problem, name).double() for name in dtypes}))
+    assert_same((loss, gradients), want, 6e-2 if encoder == "bfloat16" else 2e-4)
+
+
 def test_low_precision_summed_over_many_tiles():
     problems, truths, plains = yardstick("bf16", None, "sum", count=3, B=11, T=41, U=9, H=65, V=257)
     results = [on_gpu(problem, reduction="sum", workspace_mib=1) for problem in problems]

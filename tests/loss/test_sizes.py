@@ -46,6 +46,20 @@ def test_rows_keep_to_the_workspace(most):
         assert all(tile.rows == tile.cells for tile in plain)
 
 
+def test_no_more_tiles_where_rows_are_few():
+    """A million labels: 60 cells a tile. Steps of 8 would cost a row of the lattice each."""
+    for lattice in lattices(20, 16, 200, 50):
+        for cells in (15, 60, 127, 511):
+            plain, recurring_ones = (plan_tiles(lattice, 10, 10 * cells, recur=recur) for recur in (False, True))
+            assert plain == recurring_ones
+
+
+def test_an_utterance_that_fits_is_not_cut():
+    lattice = Lattice([300, 1001, 5], [0, 0, 0])
+    tiles = plan_tiles(lattice, 10, 10_010, recur=True)
+    assert [[(tile.cells, tile.rows) for tile in visit] for visit in tiles] == [[(300, 304)], [(1001, 1001)], [(5, 8)]]
+
+
 def test_sizes_recur_where_the_budget_differs_from_batch_to_batch():
     met, new = set(), []
     for number, lattice in enumerate(lattices(300, 16, 200, 50)):

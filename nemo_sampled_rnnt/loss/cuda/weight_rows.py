@@ -28,6 +28,11 @@ def whole_octets(*tensors: torch.Tensor) -> bool:
     return all(x.shape[-1] % OCTET == 0 and x.is_contiguous() and x.data_ptr() % 16 == 0 for x in tensors)
 
 
+def copied_by_kernel(weight: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Rows of the weight can be written in ``dtype`` octet by octet: float64 stays float64, and is made of no other."""
+    return whole_octets(weight) and (weight.dtype == torch.float64) == (dtype == torch.float64)
+
+
 def gather(ids, log_q, weight, bias, rows, offsets) -> None:
     """rows[g, k] = weight[ids[g, k]], offsets[g, k] = bias[ids[g, k]] - log_q[g, k].
 
