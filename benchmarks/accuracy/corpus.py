@@ -41,17 +41,14 @@ def build(folder: Path, blocks: Iterable[Spoken], tokenizer: dict, preprocessor:
     ).to(device)
     lines = {TRAIN: [], HELD_OUT: []}
     files = {name: open(folder / f"{name}.f16", "wb") for name in lines}
-    blocks, waited = iter(blocks), 0.0
-    while True:
-        started = time.perf_counter()
-        block = next(blocks, None)
-        waited += time.perf_counter() - started
-        if block is None:
-            break
+    waited, ready = 0.0, time.perf_counter()
+    for block in blocks:
+        waited += time.perf_counter() - ready
         features, lengths = _features(preprocessor, block.speech, device)
         for text, speaker, matrix, length in zip(block.texts, block.speakers, features, lengths, strict=True):
             matrix[:length].tofile(files[block.set_name])
             lines[block.set_name].append({"frames": int(length), "speaker": speaker, "text": text})
+        ready = time.perf_counter()
     for name, file in files.items():
         file.close()
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines[name])

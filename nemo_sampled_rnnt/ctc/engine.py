@@ -50,7 +50,8 @@ class Needs:
 class Frames(Protocol):
     """What a device does with frames; logits begin with the tile's first frame, and have ``stride`` columns.
 
-    A tile's rows beyond its frames are not looked at."""
+    A tile's rows beyond its frames are not looked at.
+    """
 
     hidden: torch.Tensor  # (N or more, D) valid frames of all utterances, packed; 0 where not finite, and behind them
     mass: torch.Tensor | None  # (B, stride) posterior mass
