@@ -32,12 +32,14 @@ LEARNING_RATE, WARM_UP, CTC_WEIGHT = 2e-3, 100, 0.3
 EVALUATE_EVERY, HELD_OUT = 100, 6  # steps, batches
 SETTINGS = {
     "exact": None,
-    "uniform": {"sampler": "uniform"},
-    "unigram": {"sampler": "unigram"},
-    "ctc": {"sampler": "ctc"},
+    "uniform": {"sampler": "uniform", "correction": False},
+    "uniform_corrected": {"sampler": "uniform", "correction": True},
+    "unigram": {"sampler": "unigram", "correction": False},
+    "unigram_corrected": {"sampler": "unigram", "correction": True},
+    "ctc": {"sampler": "ctc", "correction": False},
     "ctc_corrected": {"sampler": "ctc", "correction": True},
-    "ctc_floor_0.1": {"sampler": "ctc", "floor": 0.1},
-    "ctc_floor_0.5": {"sampler": "ctc", "floor": 0.5},
+    "ctc_floor_0.1": {"sampler": "ctc", "floor": 0.1, "correction": False},
+    "ctc_floor_0.5": {"sampler": "ctc", "floor": 0.5, "correction": False},
 }
 COLUMNS = ["setting", "seed", "step", "error_rate", "machine", "cores", "torch", "nemo", "numba", "numba_cuda",
            "python", "commit", "command"]  # fmt: skip

@@ -10,7 +10,8 @@ def test_settings_run(tmp_path):
     said = run(ROOT / "benchmarks/late_start.py", "--seeds=3", "--steps=2", "--out", out)
     with open(out, newline="") as file:
         rows = list(csv.DictReader(file))
-    settings = ["exact", "uniform", "unigram", "ctc", "ctc_corrected", "ctc_floor_0.1", "ctc_floor_0.5"]
+    samplers = [name + corrected for name in ("uniform", "unigram", "ctc") for corrected in ("", "_corrected")]
+    settings = ["exact", *samplers, "ctc_floor_0.1", "ctc_floor_0.5"]
     assert [(row["setting"], row["seed"], row["step"]) for row in rows] == [(name, "3", "2") for name in settings]
     assert "ctc_corrected 3:" in said
 
