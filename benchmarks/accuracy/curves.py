@@ -41,10 +41,11 @@ def draw(results: Results, folder: Path) -> list[Path]:
 
 
 class _Points:
-    """Of a setting: steps, minutes (mean of the seeds), and rates by seed."""
+    """Of a setting: steps that all of its seeds have reached, minutes (mean of the seeds), and rates by seed."""
 
     def __init__(self, by_step: dict[int, list[tuple[float, float]]]):
-        self.steps = sorted(by_step)
+        seeds = max(map(len, by_step.values()))
+        self.steps = sorted(step for step, found in by_step.items() if len(found) == seeds)
         self.minutes = [np.mean([minutes for minutes, _ in by_step[step]]) for step in self.steps]
         self.rates = [[rate for _, rate in by_step[step]] for step in self.steps]
 

@@ -124,13 +124,14 @@ def merge(files: tuple[Path, ...], into: Path):
 @click.option("--results", type=FILE, default=RESULTS, show_default=True)
 @click.option("--baseline", default="exact", show_default=True, help="What the others are compared with.")
 @click.option("--minutes-of", metavar="SETTING", help="Compare at the minute when this setting is complete.")
-def table(corpus: str, results: Path, baseline: str, minutes_of: str | None):
+@click.option("--step", type=int, metavar="N", help="Compare the evaluations after N steps.")
+def table(corpus: str, results: Path, baseline: str, minutes_of: str | None, step: int | None):
     """Print a table of CORPUS in Markdown, with intervals by bootstrap."""
     from results import Results
     from tables import table
 
     try:
-        click.echo("\n".join(table(Results(results), corpus, baseline, minutes_of)))
+        click.echo("\n".join(table(Results(results), corpus, baseline, minutes_of, step)))
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 

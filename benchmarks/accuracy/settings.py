@@ -26,8 +26,8 @@ class Setting:
         return [sampled for share, sampled in self.stages if step >= share * steps][-1]
 
 
-def sampled(n_samples: float, sampler: str = "ctc", scope: str = "utterance", **more) -> dict:
-    return {"n_samples": n_samples, "sampler": sampler, "scope": scope, **more}
+def sampled(n_samples: float, sampler: str = "ctc", scope: str = "utterance", correction: bool = False, **more) -> dict:
+    return {"n_samples": n_samples, "sampler": sampler, "scope": scope, "correction": correction, **more}
 
 
 def always(sampled_softmax: dict, **more) -> Setting:
@@ -39,6 +39,7 @@ SETTINGS = {
     "uniform_5": always(sampled(0.05, "uniform")),
     "uniform_10": always(sampled(0.10, "uniform")),
     "unigram_5": always(sampled(0.05, "unigram")),
+    "unigram_5_corrected": always(sampled(0.05, "unigram", correction=True)),
     "unigram_10": always(sampled(0.10, "unigram")),
     "ctc_5": always(sampled(0.05)),
     "ctc_10": always(sampled(0.10)),
@@ -48,8 +49,8 @@ SETTINGS = {
     "ctc_5_mixed": always(sampled(0.05, floor=0.5)),
     "ctc_5_then_exact": Setting(((0.0, sampled(0.05)), (0.8, None))),
     "stock": Setting(stock=True),
-    "ctc_10_longer": always(sampled(0.10), length=2.5),
-    "ctc_10_larger": always(sampled(0.10), batch_size=320, length=1.25),
+    "ctc_10_corrected_longer": always(sampled(0.10, correction=True), length=2.5),
+    "ctc_10_corrected_larger": always(sampled(0.10, correction=True), batch_size=320, length=1.25),
 }
 
 

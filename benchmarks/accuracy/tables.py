@@ -9,6 +9,7 @@ baseline's runs of its own seeds, which had the same data in the same order:
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 import numpy as np
@@ -20,7 +21,9 @@ HEADER = ["setting", "seeds", "step", "error rate, %", "95 % interval", "against
           "peak, GiB", "coverage"]  # fmt: skip
 
 
-def table(results: Results, corpus: str, baseline: str = BASELINE, minutes_of: str | None = None) -> Iterable[str]:
+def table(
+    results: Results, corpus: str, baseline: str = BASELINE, minutes_of: str | None = None, step: int | None = None
+) -> Iterable[str]:
     """Lines of a Markdown table, a setting each.
 
     Args:
@@ -29,34 +32,41 @@ def table(results: Results, corpus: str, baseline: str = BASELINE, minutes_of: s
         baseline: setting that the others are compared with.
         minutes_of: None shows each run's last evaluation; a setting, the last one before the minute at which the
             runs of that setting are complete.
+        step: None, or the evaluation to show, and only the runs that have it.
     Raises:
-        ValueError: no rows of the corpus, of the baseline or of `minutes_of`.
+        ValueError: no rows of the corpus, of the baseline or of `minutes_of`, or none at that step.
     """
+    rows_of = defaultdict(dict)
+    for key, row in results.rows.items():
+        if key[0] == corpus and (step is None or int(key[3]) == step):
+            rows_of[key[1]][key] = row
+    for needed in {baseline, minutes_of} - {None, *rows_of}:
+        at = "" if step is None else f" after {step} steps"
+        raise ValueError(f"{results.path} holds no row of {needed} on {corpus}{at}: run it first")
     limit = np.inf
     if minutes_of is not None:
-        limit = max(_minutes(row) for row in _last(results, corpus, minutes_of, np.inf).values())
-    settings = dict.fromkeys(key[1] for key in results.rows if key[0] == corpus)
-    reference = _last(results, corpus, baseline, limit)
+        limit = max(_minutes(row) for row in _last(rows_of[minutes_of], np.inf).values())
+    reference = _last(rows_of[baseline], limit)
+    if not reference:
+        raise ValueError(f"{results.path} holds no row of {baseline} on {corpus} in the first {limit:.3g} GPU minutes")
     draws = _Draws(results.units[corpus])
     header = [name.format(baseline) for name in HEADER]
     yield "| " + " | ".join(header) + " |"
     yield "|" + "---|" * len(header)
-    for setting in settings:
-        if rows := _last(results, corpus, setting, limit, needed=False):
+    for setting, all_rows in rows_of.items():
+        if rows := _last(all_rows, limit):
             cells = [setting, str(len(rows)), _steps(rows), *_rates(results, draws, rows, reference)]
             cells += [_mean(rows, name) for name in ("gpu_minutes", "peak_gib", "coverage")]
             yield "| " + " | ".join(cells) + " |"
 
 
-def _last(results: Results, corpus: str, setting: str, limit: float, needed: bool = True) -> dict[tuple, dict]:
-    """Key -> row, the last within so many minutes of each seed."""
+def _last(rows: dict[tuple, dict], limit: float) -> dict[tuple, dict]:
+    """Key -> row, the last within so many minutes of each seed of a setting."""
     last: dict[str, tuple] = {}
-    for key, row in results.rows.items():
-        if key[:2] == (corpus, setting) and _minutes(row) <= limit:
+    for key, row in rows.items():
+        if _minutes(row) <= limit:
             last[key[2]] = max(key, last.get(key[2], key), key=lambda key: int(key[3]))
-    if needed and not last:
-        raise ValueError(f"{results.path} holds no row of {setting} on {corpus}: run it first")
-    return {key: results.rows[key] for key in last.values()}
+    return {key: rows[key] for key in last.values()}
 
 
 def _minutes(row: dict) -> float:

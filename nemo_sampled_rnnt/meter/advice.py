@@ -86,7 +86,7 @@ class Adviser:
             return None
         known = 1 + int(positives.sum())
         size = sufficient_size(
-            exact, log_weights, positives, self.config.correction, max(1, measurement.candidates - known)
+            exact, log_weights, positives, self.config.corrects, max(1, measurement.candidates - known)
         )
         return (
             f"the candidates cover {100 * measurement.coverage:.1f} % of the exact softmax "

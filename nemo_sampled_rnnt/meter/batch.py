@@ -55,7 +55,7 @@ class Meter:
                 if not exact.finite:
                     return {}
                 candidates = CandidateSet.of_batch(b, vocabulary, targets, target_lengths, *negatives)
-                measurement = exact.compare(candidates, self.sampler.config.correction)
+                measurement = exact.compare(candidates, self.sampler.config.corrects)
                 if measurement is None:
                     return {}
                 advice = self._advise(

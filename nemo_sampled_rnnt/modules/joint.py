@@ -215,7 +215,7 @@ class SampledRNNTJoint(RNNTJoint):
             encoder_lengths,
             transcript_lengths,
             negatives.ids,
-            negatives.log_prob if config is not None and config.correction else None,
+            negatives.log_prob if config is not None and config.corrects else None,
             Options(
                 activation=self.activation.lower(),
                 dropout=self._dropout() if self.training else 0.0,
@@ -253,7 +253,7 @@ class SampledRNNTJoint(RNNTJoint):
         if not self.samples_now:
             return Negatives(None, None)
         frames = Frames(encoder_lengths, longest) if config.auto else None
-        inclusion = config.correction or self.measuring
+        inclusion = config.corrects or self.measuring
         return self.sampler(transcripts, transcript_lengths, posteriors, frames, self.step or 0, inclusion)
 
     def _measure(self, encoder, predictor, targets, encoder_lengths, target_lengths, negatives, posteriors):

@@ -31,7 +31,8 @@ class SampledSoftmax:
         full_after: optimizer step from which on training is exact; None: never.
         sampler: p is "ctc" (posteriors of the auxiliary CTC head), "uniform" or "unigram" (counts in training text).
         scope: "utterance", a set for each utterance; "batch", one set shared by all.
-        correction: subtract each negative's log inclusion probability from its score.
+        correction: whether to subtract each negative's log inclusion probability from its score; "auto": yes, unless
+            the sampler is "uniform".
         workspace_mib: int >= 1, MiB the loss may hold at a time.
         frame_weights: how the sampler "ctc" joins the posteriors of frames: "mean"; "nonblank", a frame weighs
             1 - p(blank); "max" over frames.
@@ -51,7 +52,7 @@ class SampledSoftmax:
     n_samples: int | float | str | dict[int, int | float]
     sampler: str = "ctc"
     scope: str = "utterance"
-    correction: bool = False
+    correction: bool | str = AUTO
     workspace_mib: int = 256
     floor: float = 0.01
     seed: int | None = None
@@ -68,8 +69,8 @@ class SampledSoftmax:
         for key, allowed in CHOICES.items():
             if getattr(self, key) not in allowed:
                 raise wrong(key, getattr(self, key), "one of " + ", ".join(map(repr, allowed)))
-        if not isinstance(self.correction, bool):
-            raise wrong("correction", self.correction, "true or false")
+        if self.correction != AUTO and not isinstance(self.correction, bool):
+            raise wrong("correction", self.correction, "true, false or 'auto'")
         if not is_a(Integral, self.workspace_mib) or self.workspace_mib < 1:
             raise wrong("workspace_mib", self.workspace_mib, "an integer of at least 1, in MiB")
         if not is_a(Real, self.floor) or not 0 <= self.floor <= 1:
@@ -114,6 +115,11 @@ class SampledSoftmax:
     def auto(self) -> bool:
         """A budget decides, batch by batch."""
         return self.n_samples == AUTO
+
+    @property
+    def corrects(self) -> bool:
+        """Scores of negatives are corrected; of uniform ones on demand alone, as late runs have come of it."""
+        return self.sampler != "uniform" if self.correction == AUTO else self.correction
 
     @property
     def scheduled(self) -> bool:

@@ -106,7 +106,7 @@ class NegativeSampler:
             with torch.inference_mode(False):  # the next batch may be one of training
                 self._unusable = torch.zeros(1, dtype=torch.int64, device=targets.device)
         draw = self._draw_by_kernels if draws_by_kernels(targets.device.type) else self._draw_by_torch
-        inclusion = self.config.correction if inclusion is None else inclusion
+        inclusion = self.config.corrects if inclusion is None else inclusion
         ids, log_prob = draw(targets, target_lengths, posteriors, width, sizes, seed, inclusion)
         self.draws += 1
         if together:

@@ -17,6 +17,7 @@ ACCURACY = ROOT / "benchmarks" / "accuracy"
 sys.path += [str(ACCURACY), str(ROOT / "examples" / "demo")]
 
 import an4  # noqa: E402
+import curves  # noqa: E402
 import evaluation  # noqa: E402
 import mandarin  # noqa: E402
 import results  # noqa: E402
@@ -316,6 +317,22 @@ def test_table(tmp_path):
     assert 0 < low < 30 < high
     lines = {line.split(" | ")[0]: line.split(" | ") for line in tables.table(found, "c", "fast", "double")}
     assert lines["| exact"][1:4] == ["1", "10", "95.00"] and lines["| fast"][2] == "20"
+    lines = {line.split(" | ")[0]: line.split(" | ") for line in tables.table(found, "c", step=10)}
+    assert list(lines)[2:] == ["| exact", "| fast"] and lines["| exact"][1:4] == ["1", "10", "95.00"]
+    with pytest.raises(ValueError, match="no row of double on c after 10 steps: run it first"):
+        list(tables.table(found, "c", "double", step=10))
+    with pytest.raises(ValueError, match="no row of stock on c: run it first"):
+        list(tables.table(found, "c", minutes_of="stock"))
+    found.add([made_up("brief", 0, 10, 0.4, [1, 1, 1])])
+    with pytest.raises(ValueError, match="no row of exact on c in the first 0.4 GPU minutes"):
+        list(tables.table(found, "c", minutes_of="brief"))
+
+
+def test_a_curve_ends_where_a_seed_does(tmp_path):
+    found = Results(tmp_path / "accuracy.csv")
+    found.add([made_up("exact", 0, 10, 1.0, [4, 6, 9]), made_up("exact", 0, 20, 2.0, [2, 2, 2])])
+    found.add([made_up("exact", 1, 10, 1.0, [2, 2, 2])])
+    assert curves._curves(found)["c", "exact"].steps == [10]
 
 
 def test_interval_is_of_the_stated_width():

@@ -28,7 +28,7 @@ def measured(draw, arguments, p, b=0):
     drawn = draw(arguments["targets"], arguments["target_lengths"], p, inclusion=True)
     one, candidates = pieces(arguments, drawn, b)
     exact = Exact(one)
-    return exact.compare(candidates, draw.config.correction), exact
+    return exact.compare(candidates, draw.config.corrects), exact
 
 
 def advice_of(draw, arguments, p):

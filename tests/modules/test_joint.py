@@ -127,11 +127,17 @@ class TestSampled:
         assert losses.mean().item() == pytest.approx(exact, rel=0.03)
         assert losses.std() > 0
 
-    def test_is_the_public_loss_of_the_samplers_draw(self):
-        ours, batch = equip(make_joint(OURS, **UNIFORM)).train(), make_batch()
-        loss = batch.call(ours)[0]
+    @pytest.mark.parametrize("sampler", ["uniform", "ctc"])
+    @pytest.mark.parametrize("correction", ["auto", True, False])
+    def test_is_the_public_loss_of_the_samplers_draw(self, sampler, correction):
+        config = UNIFORM["sampled_softmax"] | {"sampler": sampler, "correction": correction}
+        ours, batch = equip(make_joint(OURS, sampled_softmax=config)).train(), make_batch()
+        posteriors = torch.rand(len(batch.transcripts), V) if sampler == "ctc" else None
+        loss = batch.call(ours, ctc_posteriors=posteriors)[0]
         ours.continue_draws(0)
-        negatives = ours.sampler(batch.transcripts, batch.transcript_lengths)
+        negatives = ours.sampler(batch.transcripts, batch.transcript_lengths, posteriors)
+        corrected = sampler == "ctc" if correction == "auto" else correction
+        assert (negatives.log_prob is not None) == corrected
         expected = sampled_rnnt_loss(
             ours.project_encoder(batch.encoder_outputs.transpose(1, 2)),
             ours.project_prednet(batch.decoder_outputs.transpose(1, 2)),
@@ -141,6 +147,7 @@ class TestSampled:
             batch.encoder_lengths,
             batch.transcript_lengths,
             negatives=negatives.ids,
+            negative_log_prob=negatives.log_prob,
             impl="reference",
         )
         torch.testing.assert_close(loss, expected)

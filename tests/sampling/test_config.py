@@ -16,7 +16,7 @@ def test_defaults():
         "n_samples": 512,
         "sampler": "ctc",
         "scope": "utterance",
-        "correction": False,
+        "correction": "auto",
         "workspace_mib": 256,
         "floor": 0.01,
         "seed": None,
@@ -30,12 +30,21 @@ def test_defaults():
     }
 
 
+@pytest.mark.parametrize("sampler", ["ctc", "unigram", "uniform"])
+def test_correction(sampler):
+    assert SampledSoftmax(5, sampler=sampler).corrects == (sampler != "uniform")
+    for asked in (True, False):
+        assert SampledSoftmax(5, sampler=sampler, correction=asked).corrects is asked
+    with pytest.raises(ValueError, match="correction.*true, false or 'auto'"):
+        SampledSoftmax(5, sampler=sampler, correction="yes")
+
+
 def test_every_key_off_its_default(tmp_path):
     values = {
         "n_samples": {0: 0.05, 100: 0.1},
         "sampler": "unigram",
         "scope": "batch",
-        "correction": True,
+        "correction": False,
         "workspace_mib": 64,
         "floor": 0.2,
         "seed": 7,
@@ -134,8 +143,8 @@ def test_one_point_zero_is_ambiguous():
         ("sampler", None, "one of 'ctc'"),
         ("scope", "batches", "one of 'utterance', 'batch'"),
         ("impl", "triton", "one of 'auto', 'reference', 'cpu', 'cuda'"),
-        ("correction", "yes", "true or false"),
-        ("correction", 1, "true or false"),
+        ("correction", "yes", "true, false or 'auto'"),
+        ("correction", 1, "true, false or 'auto'"),
         ("workspace_mib", 0, "an integer of at least 1, in MiB"),
         ("workspace_mib", 0.5, "an integer of at least 1, in MiB"),
         ("workspace_mib", True, "an integer of at least 1, in MiB"),
