@@ -49,7 +49,7 @@ SETTINGS = {
     "ctc_5_mixed": always(sampled(0.05, floor=0.5)),
     "ctc_5_then_exact": Setting(((0.0, sampled(0.05)), (0.8, None))),
     "stock": Setting(stock=True),
-    "ctc_10_corrected_longer": always(sampled(0.10, correction=True), length=2.5),
+    "ctc_10_corrected_longer": always(sampled(0.10, correction=True), length=1.6),
     "ctc_10_corrected_larger": always(sampled(0.10, correction=True), batch_size=320, length=1.25),
 }
 
