@@ -41,20 +41,22 @@ def draw(results: Results, folder: Path) -> list[Path]:
 
 
 class _Points:
-    """Of a setting: steps that all of its seeds have reached, minutes (mean of the seeds), and rates by seed."""
+    """Of a setting: steps as far as most of its seeds came, and of those seeds the mean minutes and the rates."""
 
-    def __init__(self, by_step: dict[int, list[tuple[float, float]]]):
-        seeds = max(map(len, by_step.values()))
-        self.steps = sorted(step for step, found in by_step.items() if len(found) == seeds)
-        self.minutes = [np.mean([minutes for minutes, _ in by_step[step]]) for step in self.steps]
-        self.rates = [[rate for _, rate in by_step[step]] for step in self.steps]
+    def __init__(self, runs: list[dict[int, tuple[float, float]]]):
+        ends = sorted((max(run) for run in runs), reverse=True)
+        end = ends[len(ends) // 2]
+        runs = [run for run in runs if max(run) >= end]
+        self.steps = sorted(step for step in set.intersection(*map(set, runs)) if step <= end)
+        self.minutes = [np.mean([run[step][0] for run in runs]) for step in self.steps]
+        self.rates = [[run[step][1] for run in runs] for step in self.steps]
 
 
 def _curves(results: Results) -> dict[tuple[str, str], _Points]:
-    curves = defaultdict(lambda: defaultdict(list))
-    for (corpus, setting, _, step), row in results.rows.items():
-        curves[corpus, setting][int(step)].append((float(row["gpu_minutes"]), float(row["error_rate"])))
-    return {key: _Points(by_step) for key, by_step in curves.items()}
+    curves = defaultdict(lambda: defaultdict(dict))
+    for (corpus, setting, seed, step), row in results.rows.items():
+        curves[corpus, setting][seed][int(step)] = float(row["gpu_minutes"]), float(row["error_rate"])
+    return {key: _Points(list(runs.values())) for key, runs in curves.items()}
 
 
 def _low(rates):

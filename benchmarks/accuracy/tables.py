@@ -2,7 +2,7 @@
 
 An interval says how much the number hangs on the seeds and on the held-out utterances that happened to be taken. Each
 resample draws utterances and seeds with replacement, the same for all settings; a setting is compared with the
-baseline's runs of its own seeds, which had the same data in the same order:
+baseline's runs of its own seeds, which had the same data in the same order (with all of them where it shares none):
 
     rate = sum over drawn seeds and utterances of errors / (seeds x sum over drawn utterances of units)
 """
@@ -32,10 +32,12 @@ def table(
         baseline: setting that the others are compared with.
         minutes_of: None shows each run's last evaluation; a setting, the last one before the minute at which the
             runs of that setting are complete.
-        step: None, or the evaluation to show, and only the runs that have it.
+        step: None, or the evaluation to show, and only the runs that have it; not with `minutes_of`.
     Raises:
-        ValueError: no rows of the corpus, of the baseline or of `minutes_of`, or none at that step.
+        ValueError: no rows of the corpus, of the baseline or of `minutes_of`, none at that step; or both of the latter.
     """
+    if step is not None and minutes_of is not None:
+        raise ValueError(f"compare at a step or a setting's minutes, not both: got {step} and {minutes_of}")
     rows_of = defaultdict(dict)
     for key, row in results.rows.items():
         if key[0] == corpus and (step is None or int(key[3]) == step):

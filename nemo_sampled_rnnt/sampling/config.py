@@ -31,8 +31,8 @@ class SampledSoftmax:
         full_after: optimizer step from which on training is exact; None: never.
         sampler: p is "ctc" (posteriors of the auxiliary CTC head), "uniform" or "unigram" (counts in training text).
         scope: "utterance", a set for each utterance; "batch", one set shared by all.
-        correction: whether to subtract each negative's log inclusion probability from its score; "auto": yes, unless
-            the sampler is "uniform".
+        correction: whether to subtract each negative's log inclusion probability from its score; "auto": for the
+            samplers "ctc" and "unigram", not for "uniform".
         workspace_mib: int >= 1, MiB the loss may hold at a time.
         frame_weights: how the sampler "ctc" joins the posteriors of frames: "mean"; "nonblank", a frame weighs
             1 - p(blank); "max" over frames.
@@ -118,7 +118,7 @@ class SampledSoftmax:
 
     @property
     def corrects(self) -> bool:
-        """Scores of negatives are corrected; of uniform ones on demand alone, as late runs have come of it."""
+        """Scores of negatives are corrected. See docs/accuracy.md for why "auto" leaves uniform ones alone."""
         return self.sampler != "uniform" if self.correction == AUTO else self.correction
 
     @property

@@ -323,16 +323,22 @@ def test_table(tmp_path):
         list(tables.table(found, "c", "double", step=10))
     with pytest.raises(ValueError, match="no row of stock on c: run it first"):
         list(tables.table(found, "c", minutes_of="stock"))
+    with pytest.raises(ValueError, match="a step or a setting's minutes, not both"):
+        list(tables.table(found, "c", minutes_of="double", step=10))
     found.add([made_up("brief", 0, 10, 0.4, [1, 1, 1])])
     with pytest.raises(ValueError, match="no row of exact on c in the first 0.4 GPU minutes"):
         list(tables.table(found, "c", minutes_of="brief"))
 
 
-def test_a_curve_ends_where_a_seed_does(tmp_path):
+@pytest.mark.parametrize(
+    ("ends", "steps", "seeds"), [((30,), [10, 20, 30], 1), ((30, 10), [10], 2), ((20, 10, 30), [10, 20], 2)]
+)
+def test_a_curve_is_of_the_same_seeds_all_along(ends, steps, seeds, tmp_path):
     found = Results(tmp_path / "accuracy.csv")
-    found.add([made_up("exact", 0, 10, 1.0, [4, 6, 9]), made_up("exact", 0, 20, 2.0, [2, 2, 2])])
-    found.add([made_up("exact", 1, 10, 1.0, [2, 2, 2])])
-    assert curves._curves(found)["c", "exact"].steps == [10]
+    for seed, end in enumerate(ends):
+        found.add([made_up("exact", seed, step, 0.1 * step, [1, 1, 1]) for step in (10, 20, 30) if step <= end])
+    points = curves._curves(found)["c", "exact"]
+    assert points.steps == steps and [len(rates) for rates in points.rates] == [seeds] * len(steps)
 
 
 def test_interval_is_of_the_stated_width():

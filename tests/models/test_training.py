@@ -26,11 +26,14 @@ def counts_file(model, folder):
 
 RUNS = {
     "ctc": dict(sampler="ctc"),
-    "ctc, one set for the batch, corrected": dict(sampler="ctc", scope="batch", correction=True, n_samples=0.2),
+    "ctc, not corrected": dict(sampler="ctc", correction=False),
+    "ctc, one set for the batch": dict(sampler="ctc", scope="batch", n_samples=0.2),
     "uniform, one set for the batch": dict(sampler="uniform", scope="batch"),
     "uniform, corrected, no CTC head": dict(sampler="uniform", correction=True, aux_ctc=False),
-    "unigram from the manifest, corrected": dict(sampler="unigram", correction=True),
-    "unigram from a file, one set for the batch": dict(sampler="unigram", scope="batch", from_file=True),
+    "unigram from the manifest": dict(sampler="unigram"),
+    "unigram from a file, one set for the batch, not corrected": dict(
+        sampler="unigram", scope="batch", correction=False, from_file=True
+    ),
 }
 
 
