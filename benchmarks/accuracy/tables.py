@@ -42,9 +42,10 @@ def table(
     for key, row in results.rows.items():
         if key[0] == corpus and (step is None or int(key[3]) == step):
             rows_of[key[1]][key] = row
-    for needed in {baseline, minutes_of} - {None, *rows_of}:
-        at = "" if step is None else f" after {step} steps"
-        raise ValueError(f"{results.path} holds no row of {needed} on {corpus}{at}: run it first")
+    for setting in filter(None, (baseline, minutes_of)):
+        if setting not in rows_of:
+            at = "" if step is None else f" after {step} steps"
+            raise ValueError(f"{results.path} holds no row of {setting} on {corpus}{at}: run it first")
     limit = np.inf
     if minutes_of is not None:
         limit = max(_minutes(row) for row in _last(rows_of[minutes_of], np.inf).values())
