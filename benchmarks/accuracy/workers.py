@@ -40,11 +40,12 @@ def run_all(
     for run in [*runs, *[None] * processes]:
         queue.put(run)
     workers = []
-    gpus = device_count()  # before the variable says otherwise
+    count = device_count()
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")[:count]
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))  # not all cores for each
     for index in range(processes):
         if gpus:
-            os.environ["CUDA_VISIBLE_DEVICES"] = str(index % gpus)
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
         arguments = (queue, messages, corpus, overrides, checkpoints, deadline)
         workers.append(context.Process(target=_work, args=arguments))
         workers[-1].start()

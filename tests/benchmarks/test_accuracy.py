@@ -282,11 +282,17 @@ def test_commands(folder, tmp_path):
     assert failed.returncode and "no row of exact on an4" in failed.stderr and "Traceback" not in failed.stderr
 
 
-def test_processes_take_the_gpus_in_turn(tmp_path, monkeypatch):
+@pytest.mark.parametrize("allowed, expected", [(None, "010"), ("3", "333"), ("3,1", "313")])
+def test_processes_take_the_gpus_in_turn(allowed, expected, tmp_path, monkeypatch):
     """torch counts the GPUs that CUDA_VISIBLE_DEVICES leaves, which is set for one process after another."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    del os.environ["CUDA_VISIBLE_DEVICES"]  # put back after the test
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1 if "CUDA_VISIBLE_DEVICES" in os.environ else 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed or "")  # put back after the test
+    if allowed is None:
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+
+    def count():
+        return len(os.environ["CUDA_VISIBLE_DEVICES"].split(",")) if "CUDA_VISIBLE_DEVICES" in os.environ else 2
+
+    monkeypatch.setattr("torch.cuda.device_count", count)
     seen = []
     process = SimpleNamespace(
         start=lambda: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]),
@@ -295,7 +301,7 @@ def test_processes_take_the_gpus_in_turn(tmp_path, monkeypatch):
     context = SimpleNamespace(Queue=queue.SimpleQueue, Process=lambda **arguments: process)
     monkeypatch.setattr(workers.multiprocessing, "get_context", lambda kind: context)
     left = workers.run_all(["exact:1", "exact:0"], tmp_path, (), tmp_path / "checkpoints", FAR, 3, print)
-    assert seen == ["0", "1", "0"] and left == ["exact:1", "exact:0"]
+    assert seen == list(expected) and left == ["exact:1", "exact:0"]
 
 
 def made_up(setting: str, seed: int, step: int, minutes: float, errors, corpus="c", units=(4, 6, 10)) -> Evaluation:
