@@ -38,6 +38,7 @@ SETTINGS = {
     "unigram_corrected": {"sampler": "unigram", "correction": True},
     "ctc": {"sampler": "ctc", "correction": False},
     "ctc_corrected": {"sampler": "ctc", "correction": True},
+    "ctc_corrected_floor_0.1": {"sampler": "ctc", "floor": 0.1, "correction": True},
     "ctc_floor_0.1": {"sampler": "ctc", "floor": 0.1, "correction": False},
     "ctc_floor_0.5": {"sampler": "ctc", "floor": 0.5, "correction": False},
 }
