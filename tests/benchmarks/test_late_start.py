@@ -11,7 +11,7 @@ def test_settings_run(tmp_path):
     with open(out, newline="") as file:
         rows = list(csv.DictReader(file))
     samplers = [name + corrected for name in ("uniform", "unigram", "ctc") for corrected in ("", "_corrected")]
-    settings = ["exact", *samplers, "ctc_floor_0.1", "ctc_floor_0.5"]
+    settings = ["exact", *samplers, "ctc_corrected_floor_0.1", "ctc_floor_0.1", "ctc_floor_0.5"]
     assert [(row["setting"], row["seed"], row["step"]) for row in rows] == [(name, "3", "2") for name in settings]
     assert "ctc_corrected 3:" in said
 
