@@ -29,6 +29,7 @@ from environment import environment
 from implementations import IMPLEMENTATIONS, Row, importable, preload, rows_of
 from row import Prepared
 from table import print_results, setting
+from visible import visible_gpu
 from workloads import DEFAULT, WORKLOADS
 
 COLUMNS = ["workload", "implementation", "negatives", "workspace_mib", "median_ms", "peak_mib", "floor_ms",
@@ -153,10 +154,7 @@ class RowProcess:
     def __init__(self, row: Row, options: argparse.Namespace, gpu: int):
         self.row, self.options, self.gpu = row, options, gpu
         self.words = command(row, options)
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        environment = os.environ | {
-            "CUDA_VISIBLE_DEVICES": visible[gpu] if gpu < len(visible) and visible[gpu] else str(gpu)
-        }
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": visible_gpu(gpu)}
         if row.implementation == "flash_rnnt" and options.flash_rnnt:
             paths = [str(options.flash_rnnt), os.environ.get("PYTHONPATH", "")]
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))

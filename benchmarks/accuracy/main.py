@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "examples" / "demo"))  # espeak-ng, and batches of features
+sys.path += [str(ROOT / "examples" / "demo"), str(ROOT / "benchmarks")]  # espeak-ng, batches of features; GPUs
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy.csv"

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from queue import Empty
 
+from visible import visible_gpu
+
 SHORTEST = 60  # seconds: no run is begun so shortly before the deadline
 
 
@@ -40,8 +42,7 @@ def run_all(
     for run in [*runs, *[None] * processes]:
         queue.put(run)
     workers = []
-    count = device_count()
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")[:count]
+    gpus = [visible_gpu(index) for index in range(device_count())]  # before the variable says otherwise
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))  # not all cores for each
     for index in range(processes):
         if gpus:

@@ -14,7 +14,7 @@ import torch
 from scripts import ROOT, run, start
 
 ACCURACY = ROOT / "benchmarks" / "accuracy"
-sys.path += [str(ACCURACY), str(ROOT / "examples" / "demo")]
+sys.path += [str(ACCURACY), str(ROOT / "examples" / "demo"), str(ROOT / "benchmarks")]
 
 import an4  # noqa: E402
 import curves  # noqa: E402
