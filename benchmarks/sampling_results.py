@@ -1,4 +1,4 @@
-"""The lines of results/sampling_h200.csv and sampling_h100.csv: what sampling costs, drawing and the CTC head."""
+"""The lines of results/sampling_*.csv: what drawing, the CTC head and a whole step cost."""
 
 from __future__ import annotations
 
