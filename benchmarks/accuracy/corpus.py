@@ -111,9 +111,14 @@ class Utterances:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def device(self) -> torch.device:
+        """Of the features."""
+        return self._features.device
+
     def batch(self, indices: np.ndarray) -> Features:
         """The utterances as a batch that NeMo's models take in place of audio; padding is 0."""
-        device = self._features.device
+        device = self.device
         lengths = torch.from_numpy(self.lengths[indices]).to(device)
         frames = torch.arange(-(-int(self.lengths[indices].max()) // STEP) * STEP, device=device)
         padding = frames >= lengths[:, None]

@@ -19,24 +19,24 @@ def units(text: str, unit: str) -> list[str]:
     return text.split() if unit == "word" else list(text.replace(" ", ""))
 
 
-def in_batches(utterances: Utterances, batch_size: int) -> list[np.ndarray]:
-    """Indices of all utterances, those of about one length together."""
-    order = np.argsort(utterances.lengths, kind="stable")
-    return np.split(order, range(batch_size, len(order), batch_size))
-
-
 @torch.no_grad()
-def errors(model, utterances: Utterances, batch_size: int, unit: str) -> np.ndarray:
-    """(N,) int, insertions, deletions and substitutions of each utterance."""
-    result = np.zeros(len(utterances), np.int64)
-    for indices in in_batches(utterances, batch_size):
-        features, lengths, _, _ = utterances.batch(indices)
+def heard(model, utterances: Utterances, batch_size: int, indices: np.ndarray) -> list[str]:
+    """What greedy decoding makes of the utterances of these indices; those of about one length together."""
+    texts = {}
+    order = indices[np.argsort(utterances.lengths[indices], kind="stable")]
+    for batch in np.split(order, range(batch_size, len(order), batch_size)):
+        features, lengths, _, _ = utterances.batch(batch)
         encoded, encoded_lengths = model(processed_signal=features, processed_signal_length=lengths)
         hypotheses = model.decoding.rnnt_decoder_predictions_tensor(encoded, encoded_lengths)
-        for i, hypothesis in zip(indices, hypotheses, strict=True):
-            said, heard = units(utterances.texts[i], unit), units(hypothesis.text, unit)
-            result[i] = edit_distance(said, heard)["total"]
-    return result
+        texts |= {i: hypothesis.text for i, hypothesis in zip(batch, hypotheses, strict=True)}
+    return [texts[i] for i in indices]
+
+
+def errors(model, utterances: Utterances, batch_size: int, unit: str) -> np.ndarray:
+    """(N,) int, insertions, deletions and substitutions of each utterance."""
+    hypotheses = heard(model, utterances, batch_size, np.arange(len(utterances)))
+    pairs = zip(utterances.texts, hypotheses, strict=True)
+    return np.array([edit_distance(units(said, unit), units(text, unit))["total"] for said, text in pairs], np.int64)
 
 
 @torch.no_grad()

@@ -106,6 +106,38 @@ def _check(run: str) -> None:
 
 
 @main.command()
+@click.argument("runs", nargs=-1, required=True, metavar="SETTING:SEED...")
+@click.option("--corpus", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option("--checkpoints", type=FOLDER, default="/tmp/checkpoints", show_default=True)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Of the recipe, as in training.")
+def mistakes(runs, corpus: Path, checkpoints: Path, overrides):
+    """Print what the checkpoints of RUNS get wrong, on sentences of the training set and on held-out ones."""
+    import torch
+    from corpus import Utterances
+    from mistakes import of_run
+    from model import load_recipe
+    from settings import Run
+    from spoken import HELD_OUT, TRAIN
+
+    for run in runs:
+        _check(run)
+    recipe = load_recipe(corpus.name, overrides)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sets = [Utterances(corpus, name, device, recipe.model.preprocessor.features) for name in (TRAIN, HELD_OUT)]
+    click.echo(
+        "| run | training sentences, error rate, % | held out, error rate, % | substitutions among these errors, % | "
+        "homophones among these errors, % |"
+    )
+    click.echo("|---|---|---|---|---|")
+    for run in runs:
+        seen, new = of_run(Run.parse(run), recipe, corpus, sets, checkpoints / corpus.name)
+        shares = [seen.wrong / seen.said, new.wrong / new.said, new.substituted / max(1, new.wrong)]
+        cells = [f"{100 * share:.2f}" for share in shares]
+        alike = "-" if new.homophones is None else f"{100 * new.homophones / max(1, new.wrong):.1f}"
+        click.echo(f"| {' | '.join([run, *cells, alike])} |")
+
+
+@main.command()
 @click.argument("files", nargs=-1, required=True, type=FILE)
 @click.option("--into", type=click.Path(dir_okay=False, path_type=Path), default=RESULTS, show_default=True)
 def merge(files: tuple[Path, ...], into: Path):

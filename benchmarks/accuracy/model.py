@@ -13,6 +13,7 @@ from settings import Setting
 from nemo_sampled_rnnt.models import EncDecSampledRNNTBPEModel
 
 HERE = Path(__file__).resolve().parent
+DROPOUTS = {"dropout", "dropout_pre_encoder", "dropout_att"}
 CONFIG = HERE.parents[1] / "configs" / "conformer_transducer_bpe_sampled.yaml"
 
 
@@ -31,6 +32,9 @@ def build(recipe: DictConfig, setting: Setting, folder: Path, seed: int) -> pl.L
     cfg = OmegaConf.create(OmegaConf.to_container(recipe.model))
     with open_dict(cfg):
         cfg.tokenizer.dir = str(folder)
+        if setting.dropout is not None:
+            for section in (cfg.encoder, cfg.decoder.prednet, cfg.joint.jointnet):
+                section.update({name: setting.dropout for name in DROPOUTS & section.keys()})
         cfg.joint.sampled_softmax = with_counts(setting.stage(0, 1), folder)
         if setting.stock:
             cfg.target = f"{EncDecHybridRNNTCTCBPEModel.__module__}.{EncDecHybridRNNTCTCBPEModel.__name__}"

@@ -14,12 +14,14 @@ class Setting:
         stock: NeMo's own hybrid model and joint.
         batch_size: utterances a step; None: the recipe's.
         length: of the training, in the recipe's steps; for comparisons in equal time.
+        dropout: of encoder, predictor and joint; None: the recipe's.
     """
 
     stages: tuple[tuple[float, dict | None], ...] = ((0.0, None),)
     stock: bool = False
     batch_size: int | None = None
     length: float = 1.0
+    dropout: float | None = None
 
     def stage(self, step: int, steps: int) -> dict | None:
         """joint.sampled_softmax at one of so many steps."""
@@ -49,8 +51,9 @@ SETTINGS = {
     "ctc_5_mixed": always(sampled(0.05, floor=0.5)),
     "ctc_5_then_exact": Setting(((0.0, sampled(0.05)), (0.8, None))),
     "stock": Setting(stock=True),
-    "ctc_10_corrected_longer": always(sampled(0.10, correction=True), length=1.6),
+    "stock_dropout": Setting(stock=True, dropout=0.1),
     "ctc_10_corrected_larger": always(sampled(0.10, correction=True), batch_size=320, length=1.25),
+    "ctc_10_corrected_larger_dropout": always(sampled(0.10, correction=True), batch_size=448, length=0.95, dropout=0.1),
 }
 
 

@@ -20,6 +20,7 @@ import an4  # noqa: E402
 import curves  # noqa: E402
 import evaluation  # noqa: E402
 import mandarin  # noqa: E402
+import mistakes  # noqa: E402
 import results  # noqa: E402
 import tables  # noqa: E402
 import training  # noqa: E402
@@ -181,6 +182,14 @@ def test_settings_differ_in_the_loss_alone(corpus, recipe, folder, tmp_path):
         assert torch.allclose(value, trained[1][name], atol=0.05 * float(moved)), name
 
 
+@pytest.mark.parametrize("setting", ["stock_dropout", "ctc_10_corrected_larger_dropout"])
+def test_dropout_of_a_setting(setting, recipe, folder):
+    plain, model = (build_model(recipe, SETTINGS[name], folder, 0) for name in ("exact", setting))
+    for part in ("encoder.layers", "encoder.pos_enc", "decoder", "joint"):
+        assert {x.p for x in plain.get_submodule(part).modules() if hasattr(x, "p")} <= {0.0}, part
+        assert 0.1 in {x.p for x in model.get_submodule(part).modules() if hasattr(x, "p")}, part
+
+
 @pytest.mark.parametrize("setting", ["ctc_5_then_exact", "unigram_10"])
 def test_resumed_run_is_the_same_run(setting, corpus, recipe, tmp_path):
     whole, parts = [], []
@@ -226,6 +235,27 @@ def test_errors_are_nemos(corpus, recipe, folder):
     rate = word_error_rate(heard, corpus.held_out.texts, use_cer=True)
     assert wrong.sum() / sum(map(len, corpus.held_out.texts)) == pytest.approx(rate)
     assert evaluation.units("a bc", "word") == ["a", "bc"] and evaluation.units("a bc", "character") == ["a", "b", "c"]
+
+
+def test_mistakes():
+    texts, heard = ["他在天上", "左右", "大小"], ["她在地", "左右", "大多小"]
+    assert mistakes.mistakes(texts, heard, "character") == mistakes.Mistakes(8, 4, 2, 1)  # 她 is 他; 地 is not 天
+    assert mistakes.mistakes(["yes no", "no"], ["no", "know"], "word") == mistakes.Mistakes(3, 2, 1, None)
+
+
+def test_mistakes_of_a_run(corpus, recipe, folder, tmp_path):
+    """The held-out errors are those of the evaluation, and of the larger set as many utterances are taken."""
+    rows = []
+    train(Run("ctc_10", 2), recipe, corpus, tmp_path / "checkpoints" / "mandarin", FAR, rows.extend)
+    sets = [corpus.train, corpus.held_out]
+    checkpoints = tmp_path / "checkpoints"
+    seen, new = mistakes.of_run(Run("ctc_10", 2), recipe, folder, sets, checkpoints / "mandarin")
+    assert (new.said, new.wrong) == (rows[-1].units.sum(), rows[-1].errors.sum())
+    some = [corpus.train.texts[i] for i in (0, 15, 30, 45, 61)]
+    assert seen.said == len("".join(some)) and seen.homophones <= seen.substituted <= seen.wrong
+    overrides = [x for override in TINY for x in ("--set", override)]
+    command = ["mistakes", "ctc_10:2", "--corpus", folder, "--checkpoints", checkpoints, *overrides]
+    assert f"| ctc_10:2 | {100 * seen.wrong / seen.said:.2f} |" in run(MAIN, *command)
 
 
 @pytest.mark.parametrize("scope", ["utterance", "batch"])
