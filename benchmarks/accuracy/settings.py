@@ -15,6 +15,7 @@ class Setting:
         batch_size: utterances a step; None: the recipe's.
         length: of the training, in the recipe's steps; for comparisons in equal time.
         dropout: of encoder, predictor and joint; None: the recipe's.
+        equal_time: whether its GPU minutes are compared: give each run of it a GPU of its own.
     """
 
     stages: tuple[tuple[float, dict | None], ...] = ((0.0, None),)
@@ -22,6 +23,7 @@ class Setting:
     batch_size: int | None = None
     length: float = 1.0
     dropout: float | None = None
+    equal_time: bool = False
 
     def stage(self, step: int, steps: int) -> dict | None:
         """joint.sampled_softmax at one of so many steps."""
@@ -50,10 +52,12 @@ SETTINGS = {
     "ctc_10_corrected": always(sampled(0.10, correction=True)),
     "ctc_5_mixed": always(sampled(0.05, floor=0.5)),
     "ctc_5_then_exact": Setting(((0.0, sampled(0.05)), (0.8, None))),
-    "stock": Setting(stock=True),
-    "stock_dropout": Setting(stock=True, dropout=0.1),
-    "ctc_10_corrected_larger": always(sampled(0.10, correction=True), batch_size=320, length=1.25),
-    "ctc_10_corrected_larger_dropout": always(sampled(0.10, correction=True), batch_size=448, length=0.95, dropout=0.1),
+    "stock": Setting(stock=True, equal_time=True),
+    "stock_dropout": Setting(stock=True, dropout=0.1, equal_time=True),
+    "ctc_10_corrected_larger": always(sampled(0.10, correction=True), batch_size=320, length=1.25, equal_time=True),
+    "ctc_10_corrected_larger_dropout": always(
+        sampled(0.10, correction=True), batch_size=448, length=0.95, dropout=0.1, equal_time=True
+    ),
 }
 
 

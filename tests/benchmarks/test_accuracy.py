@@ -377,6 +377,24 @@ def test_a_curve_is_of_the_same_seeds_all_along(ends, steps, seeds, tmp_path):
     assert points.steps == steps and [len(rates) for rates in points.rates] == [seeds] * len(steps)
 
 
+def test_curves_can_be_told_apart():
+    styles = [tuple(sorted(curves._style(setting).items())) for setting in SETTINGS.values()]
+    assert len(set(styles)) == len(SETTINGS)
+
+
+@pytest.mark.parametrize(("settings", "timed"), [
+    (("exact", "stock", "ctc_10_corrected_larger"), {"stock", "ctc_10_corrected_larger"}),
+    (("exact", "stock"), {"exact", "stock"}),
+])  # fmt: skip
+def test_minutes_are_shown_where_they_compare(settings, timed, tmp_path, monkeypatch):
+    found, shown = Results(tmp_path / "accuracy.csv"), {}
+    for setting in settings:
+        found.add([made_up(setting, 0, step, 0.1 * step, [1, 1, 1]) for step in (10, 20)])
+    monkeypatch.setattr(curves, "_lines", lambda axes, points, x: shown.update({x: set(points)}))
+    curves.draw(found, tmp_path)
+    assert shown == {"steps": set(settings), "minutes": timed}
+
+
 def test_interval_is_of_the_stated_width():
     """Of 400 utterances with independent errors: the normal approximation, within a tenth."""
     random = np.random.default_rng(2)
