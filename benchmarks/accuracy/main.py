@@ -73,8 +73,17 @@ def _build(out: Path, blocks, tokenizer: dict) -> None:
 @click.option("--checkpoints", type=FOLDER, default="/tmp/checkpoints", show_default=True, help="Resume from here.")
 @click.option("--minutes", default=float("inf"), help="Of the clock; then every run saves itself.")
 @click.option("--processes", type=int, help="Side by side, on the GPUs in turn; by default one a GPU.")
+@click.option(
+    "--share",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Of a GPU's memory, at most, for each process.",
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Of the recipe, such as steps=100.")
-def train(runs, corpus: Path, out: Path, checkpoints: Path, minutes: float, processes: int | None, overrides):
+def train(
+    runs, corpus: Path, out: Path, checkpoints: Path, minutes: float, processes: int | None, share: float, overrides
+):
     """Train RUNS in their order, or as far as the minutes allow; the same command goes on."""
     deadline = time.monotonic() + 60 * minutes
     from results import Results
@@ -92,7 +101,7 @@ def train(runs, corpus: Path, out: Path, checkpoints: Path, minutes: float, proc
             click.echo("  ".join(evaluation.row().values()))
 
     processes = processes or max(1, device_count())
-    left = run_all(list(runs), corpus, overrides, checkpoints / corpus.name, deadline, processes, report)
+    left = run_all(list(runs), corpus, overrides, checkpoints / corpus.name, deadline, processes, share, report)
     click.echo(f"left: {' '.join(left) or 'nothing'}")
 
 

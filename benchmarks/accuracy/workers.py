@@ -20,7 +20,7 @@ SHORTEST = 60  # seconds: no run is begun so shortly before the deadline
 
 def run_all(
     runs: list[str], corpus: Path, overrides: tuple[str, ...], checkpoints: Path, deadline: float, processes: int,
-    report: Callable,
+    share: float, report: Callable,
 ) -> list[str]:  # fmt: skip
     """Train all runs, or as far as time allows.
 
@@ -31,6 +31,8 @@ def run_all(
         checkpoints: folder.
         deadline: of time.monotonic(), at which every run saves itself.
         processes: side by side, on the GPUs in turn.
+        share: of a GPU's memory, at most, for each process: torch keeps what it can get, and processes side by side
+            would take it from each other.
         report: called with lists of evaluations, as they come.
     Returns: the runs that are not complete, in their order.
     """
@@ -47,7 +49,7 @@ def run_all(
     for index in range(processes):
         if gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
-        arguments = (queue, messages, corpus, overrides, checkpoints, deadline)
+        arguments = (queue, messages, corpus, overrides, checkpoints, deadline, share)
         workers.append(context.Process(target=_work, args=arguments))
         workers[-1].start()
     incomplete = set(runs)
@@ -69,7 +71,7 @@ def run_all(
     return [run for run in runs if run in incomplete]
 
 
-def _work(queue, messages, folder: Path, overrides, checkpoints: Path, deadline: float) -> None:
+def _work(queue, messages, folder: Path, overrides, checkpoints: Path, deadline: float, share: float) -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")
@@ -80,6 +82,8 @@ def _work(queue, messages, folder: Path, overrides, checkpoints: Path, deadline:
 
     recipe = load_recipe(folder.name, overrides)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.cuda.set_per_process_memory_fraction(share)
     corpus = Corpus(folder, device, recipe.model.preprocessor.features)
     while (run := queue.get()) is not None:
         if time.monotonic() > deadline - SHORTEST:

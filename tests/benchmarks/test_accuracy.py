@@ -330,7 +330,7 @@ def test_processes_take_the_gpus_in_turn(allowed, expected, tmp_path, monkeypatc
     )  # fmt: skip
     context = SimpleNamespace(Queue=queue.SimpleQueue, Process=lambda **arguments: process)
     monkeypatch.setattr(workers.multiprocessing, "get_context", lambda kind: context)
-    left = workers.run_all(["exact:1", "exact:0"], tmp_path, (), tmp_path / "checkpoints", FAR, 3, print)
+    left = workers.run_all(["exact:1", "exact:0"], tmp_path, (), tmp_path / "checkpoints", FAR, 3, 1.0, print)
     assert seen == list(expected) and left == ["exact:1", "exact:0"]
 
 
@@ -375,6 +375,20 @@ def test_a_curve_is_of_the_same_seeds_all_along(ends, steps, seeds, tmp_path):
         found.add([made_up("exact", seed, step, 0.1 * step, [1, 1, 1]) for step in (10, 20, 30) if step <= end])
     points = curves._curves(found)["c", "exact"]
     assert points.steps == steps and [len(rates) for rates in points.rates] == [seeds] * len(steps)
+
+
+def test_a_process_keeps_to_its_share_of_a_gpus_memory(corpus, folder, monkeypatch):
+    shares = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", shares.append)
+    monkeypatch.setattr("training.Corpus", lambda *arguments: corpus)
+    runs = queue.SimpleQueue()
+    runs.put(None)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
+    logging = workers.logging.root.manager.disable
+    workers._work(runs, queue.SimpleQueue(), folder, TINY, folder, FAR, 0.3)
+    workers.logging.disable(logging)
+    assert shares == [0.3]
 
 
 def test_curves_can_be_told_apart():
