@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import sentencepiece
 import torch
 from features import Features
 from nemo.collections.asr.modules import AudioToMelSpectrogramPreprocessor
-from spoken import HELD_OUT, TRAIN, Spoken
+from spoken import TRAIN, Spoken
 
 COUNTS = "unigram_counts.txt"
 SECOND = 16000  # samples of which a block's length is a multiple: shapes recur
@@ -29,7 +29,7 @@ def build(folder: Path, blocks: Iterable[Spoken], tokenizer: dict, preprocessor:
 
     Args:
         folder: made, and overwritten.
-        blocks: the utterances of both sets.
+        blocks: the utterances of all sets.
         tokenizer: options of SentencePiece's trainer, which reads the training transcripts.
         preprocessor: arguments of NeMo's preprocessor, without dither: features are a function of the speech.
         device: for the features.
@@ -39,12 +39,13 @@ def build(folder: Path, blocks: Iterable[Spoken], tokenizer: dict, preprocessor:
     preprocessor = AudioToMelSpectrogramPreprocessor(
         **{name: value for name, value in preprocessor.items() if name != "_target_"}
     ).to(device)
-    lines = {TRAIN: [], HELD_OUT: []}
-    files = {name: open(folder / f"{name}.f16", "wb") for name in lines}
+    lines, files = defaultdict(list), {}
     waited, ready = 0.0, time.perf_counter()
     for block in blocks:
         waited += time.perf_counter() - ready
         features, lengths = _features(preprocessor, block.speech, device)
+        if block.set_name not in files:
+            files[block.set_name] = open(folder / f"{block.set_name}.f16", "wb")
         for text, speaker, matrix, length in zip(block.texts, block.speakers, features, lengths, strict=True):
             matrix[:length].tofile(files[block.set_name])
             lines[block.set_name].append({"frames": int(length), "speaker": speaker, "text": text})

@@ -31,11 +31,12 @@ def draw(results: Results, folder: Path) -> list[Path]:
     for corpus in dict.fromkeys(corpus for corpus, _ in curves):
         settings = {setting: points for (name, setting), points in curves.items() if name == corpus}
         timed = {setting: points for setting, points in settings.items() if SETTINGS[setting].equal_time}
+        alone = len(timed) > 1
         figure, (steps, minutes) = plt.subplots(1, 2, figsize=(14, 6), sharey=True, layout="constrained")
         _lines(steps, settings, "steps")
-        _lines(minutes, timed if len(timed) > 1 else settings, "minutes")
+        _lines(minutes, timed if alone else settings, "minutes")
         steps.set(xlabel="step", ylabel="error rate on held-out utterances, %", yscale="log")
-        minutes.set(xlabel="GPU minutes of training")
+        minutes.set(xlabel="GPU minutes of training" if alone else "minutes of training, GPUs shared")
         for formatted in (steps.yaxis.set_major_formatter, steps.yaxis.set_minor_formatter):
             formatted("{x:g}")
         figure.legend(handles=steps.get_lines(), loc="outside right center", fontsize="small")

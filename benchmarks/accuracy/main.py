@@ -120,30 +120,29 @@ def _check(run: str) -> None:
 @click.option("--checkpoints", type=FOLDER, default="/tmp/checkpoints", show_default=True)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Of the recipe, as in training.")
 def mistakes(runs, corpus: Path, checkpoints: Path, overrides):
-    """Print what the checkpoints of RUNS get wrong, on sentences of the training set and on held-out ones."""
+    """Print what the checkpoints of RUNS get wrong: known and new sentences, known and new speakers, in Markdown."""
     import torch
     from corpus import Utterances
     from mistakes import of_run
     from model import load_recipe
     from settings import Run
-    from spoken import HELD_OUT, TRAIN
+    from spoken import SETS
 
     for run in runs:
         _check(run)
     recipe = load_recipe(corpus.name, overrides)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    sets = [Utterances(corpus, name, device, recipe.model.preprocessor.features) for name in (TRAIN, HELD_OUT)]
-    click.echo(
-        "| run | training sentences, error rate, % | held out, error rate, % | substitutions among these errors, % | "
-        "homophones among these errors, % |"
-    )
-    click.echo("|---|---|---|---|---|")
+    names = [name for name in SETS if (corpus / f"{name}.f16").exists()]
+    sets = [Utterances(corpus, name, device, recipe.model.preprocessor.features) for name in names]
+    header = ["run", "step", *(f"{name}, % wrong" for name in names), "of the last: substitutions, %", "homophones, %"]
+    click.echo(f"| {' | '.join(header)} |")
+    click.echo("|" + "---|" * len(header))
     for run in runs:
-        seen, new = of_run(Run.parse(run), recipe, corpus, sets, checkpoints / corpus.name)
-        shares = [seen.wrong / seen.said, new.wrong / new.said, new.substituted / max(1, new.wrong)]
-        cells = [f"{100 * share:.2f}" for share in shares]
-        alike = "-" if new.homophones is None else f"{100 * new.homophones / max(1, new.wrong):.1f}"
-        click.echo(f"| {' | '.join([run, *cells, alike])} |")
+        step, found = of_run(Run.parse(run), recipe, corpus, sets, checkpoints / corpus.name)
+        last = found[-1]
+        shares = [mistakes.wrong / mistakes.said for mistakes in found] + [last.substituted / max(1, last.wrong)]
+        alike = "-" if last.homophones is None else f"{100 * last.homophones / max(1, last.wrong):.1f}"
+        click.echo(f"| {' | '.join([run, str(step), *(f'{100 * share:.2f}' for share in shares), alike])} |")
 
 
 @main.command()
@@ -166,13 +165,29 @@ def merge(files: tuple[Path, ...], into: Path):
 @click.option("--baseline", default="exact", show_default=True, help="What the others are compared with.")
 @click.option("--minutes-of", metavar="SETTING", help="Compare at the minute when this setting is complete.")
 @click.option("--step", type=int, metavar="N", help="Compare the evaluations after N steps.")
-def table(corpus: str, results: Path, baseline: str, minutes_of: str | None, step: int | None):
-    """Print a table of CORPUS in Markdown, with intervals by bootstrap."""
+@click.option("--without", multiple=True, metavar="SPEAKER", help="Leave the utterances of a speaker out.")
+def table(corpus: str, results: Path, baseline: str, minutes_of: str | None, step: int | None, without):
+    """Print a table of CORPUS in Markdown, with confidence intervals."""
     from results import Results
     from tables import table
 
     try:
-        click.echo("\n".join(table(Results(results), corpus, baseline, minutes_of, step)))
+        click.echo("\n".join(table(Results(results), corpus, baseline, minutes_of, step, without)))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command()
+@click.argument("corpus")
+@click.option("--results", type=FILE, default=RESULTS, show_default=True)
+@click.option("--step", type=int, metavar="N", help="Of the evaluations after N steps; by default each run's last.")
+def speakers(corpus: str, results: Path, step: int | None):
+    """Print the error rates of each held-out speaker of CORPUS in Markdown."""
+    from results import Results
+    from tables import speakers_table
+
+    try:
+        click.echo("\n".join(speakers_table(Results(results), corpus, step)))
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from speak import Espeak
-from spoken import HELD_OUT, TRAIN, Spoken
+from spoken import HELD_OUT, OTHER_SPEAKERS, OTHER_TEXT, TRAIN, Spoken
 
 TOKENIZER = {"model_type": "char", "vocab_size": 8000, "hard_vocab_limit": False, "add_dummy_prefix": False}
 BLOCK = 64  # sentences a process
@@ -30,6 +30,7 @@ VOICES = (
     "linda m1 m2 m3 m4 m5 m7 max miguel mike2 norbert pablo sandro shelby steph steph2 travis victor"
 ).split()
 HELD_OUT_VOICES = "Annie edward2 f5 m6 michel paul steph3 zac".split()
+STREAMS = {HELD_OUT: 0, TRAIN: 1, OTHER_SPEAKERS: 2, OTHER_TEXT: 3}  # of random numbers
 RATE, PITCH, NOISE_DB = (145, 185), (35, 65), (20, 35)  # words a minute, espeak-ng's pitch, signal to noise
 
 
@@ -65,7 +66,7 @@ def speak_block(job: tuple[str, int, list[str], list[str]]) -> Spoken:
     espeak = Espeak()
     speech, speakers = [], []
     for index, text in enumerate(sentences, first):
-        rng = np.random.default_rng((SEED, set_name == TRAIN, index))
+        rng = np.random.default_rng((SEED, STREAMS[set_name], index))
         voice = str(rng.choice(voices))
         clean = espeak(text, f"cmn+{voice}", int(rng.integers(*RATE)), int(rng.integers(*PITCH)))
         noise = rng.standard_normal(len(clean), dtype=np.float32) * clean.std() * 10 ** (-rng.uniform(*NOISE_DB) / 20)
@@ -75,10 +76,10 @@ def speak_block(job: tuple[str, int, list[str], list[str]]) -> Spoken:
 
 
 def spoken(path: Path, train: int, held_out: int, copies: int) -> Iterator[Spoken]:
-    """Speak the corpus on all cores: `train` sentences `copies` times in different voices, `held_out` once."""
-    sets = dict(zip((TRAIN, HELD_OUT), sentence_sets(path, train, held_out), strict=True))
-    sets[TRAIN] = sets[TRAIN] * copies
-    voices = {TRAIN: VOICES, HELD_OUT: HELD_OUT_VOICES}
+    """Speak the corpus on all cores: `train` sentences `copies` times in different voices; `held_out` in other sets."""
+    known, new = sentence_sets(path, train, held_out)
+    sets = {TRAIN: known * copies, HELD_OUT: new, OTHER_SPEAKERS: known[:held_out], OTHER_TEXT: new}
+    voices = {TRAIN: VOICES, HELD_OUT: HELD_OUT_VOICES, OTHER_SPEAKERS: HELD_OUT_VOICES, OTHER_TEXT: VOICES}
     jobs = [
         (name, first, sentences[first : first + BLOCK], voices[name])
         for name, sentences in sets.items()

@@ -1,7 +1,8 @@
-"""What a trained model gets wrong: in sentences that it was trained on and in new ones, and what sounds the same.
+"""What a trained model gets wrong: known and new sentences by known and new speakers, and what sounds the same.
 
-Errors on training sentences that are far fewer than on held-out ones say that the model has learned them by heart. A
-wrong character that is pronounced like the right one is a mistake that no ear could avoid: the text has to tell.
+Known sentences by new speakers that come out far better than new sentences by known ones say that the model has learned
+them by heart. A wrong character with which the sentence sounds the same is a mistake that no ear could avoid: the text
+has to tell.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Mistakes:
         said: all that were said.
         wrong: insertions, deletions and substitutions.
         substituted: substitutions among them.
-        homophones: substitutions among these by what is pronounced alike; None where units are words.
+        homophones: substitutions among these with which the sentence is pronounced alike; None where units are words.
     """
 
     said: int
@@ -42,20 +43,19 @@ class Mistakes:
 
 
 class Pronunciation(Espeak):
-    """Of single characters by espeak-ng, which spoke the corpus; it needs no context."""
+    """Of sentences by espeak-ng, which spoke the corpus: phonemes and tones, without the change of third tones."""
 
     def __init__(self):
         super().__init__()
         self.library.espeak_SetVoiceByName(VOICE.encode())
         self.library.espeak_TextToPhonemes.restype = ctypes.c_char_p
-        self._known: dict[str, bytes] = {}
 
-    def __call__(self, character: str) -> bytes:
-        """Phonemes and tone."""
-        if character not in self._known:
-            text = ctypes.c_char_p(character.encode())
-            self._known[character] = self.library.espeak_TextToPhonemes(ctypes.byref(text), 1, 0)  # UTF-8, ASCII
-        return self._known[character]
+    def __call__(self, sentence: str) -> list[bytes]:
+        """Its clauses."""
+        text, clauses = ctypes.c_char_p(sentence.encode()), []
+        while text.value:
+            clauses.append(self.library.espeak_TextToPhonemes(ctypes.byref(text), 1, 0))  # of UTF-8, in ASCII
+        return clauses
 
 
 def mistakes(texts: list[str], hypotheses: list[str], unit: str) -> Mistakes:
@@ -67,19 +67,26 @@ def mistakes(texts: list[str], hypotheses: list[str], unit: str) -> Mistakes:
         unit: `word`, or `character`, which are Mandarin.
     """
     pronounced = Pronunciation() if unit == "character" else None
-    pairs = [
-        pair
-        for text, hypothesis in zip(texts, hypotheses, strict=True)
-        for pair in align(units(text, unit), units(hypothesis, unit), NOTHING)
-    ]
-    wrong = [(said, instead) for said, instead in pairs if said != instead]
-    substituted = [(said, instead) for said, instead in wrong if NOTHING not in (said, instead)]
-    alike = None if pronounced is None else sum(pronounced(said) == pronounced(other) for said, other in substituted)
-    return Mistakes(sum(said != NOTHING for said, _ in pairs), len(wrong), len(substituted), alike)
+    total, wrong, substituted, alike = 0, 0, 0, 0
+    for text, hypothesis in zip(texts, hypotheses, strict=True):
+        said = units(text, unit)
+        total += len(said)
+        position = 0
+        for right, instead in align(said, units(hypothesis, unit), NOTHING):
+            wrong += right != instead
+            if right != instead and NOTHING not in (right, instead):
+                substituted += 1
+                if pronounced is not None:
+                    other = [*said[:position], instead, *said[position + 1 :]]
+                    alike += pronounced("".join(other)) == pronounced("".join(said))
+            position += right != NOTHING
+    return Mistakes(total, wrong, substituted, None if pronounced is None else alike)
 
 
-def of_run(run: Run, recipe: DictConfig, folder: Path, sets: list[Utterances], checkpoints: Path) -> list[Mistakes]:
-    """Those of a run's checkpoint on sets of about equal size: as many utterances of each as of the smallest.
+def of_run(
+    run: Run, recipe: DictConfig, folder: Path, sets: list[Utterances], checkpoints: Path
+) -> tuple[int, list[Mistakes]]:
+    """Those of a run's checkpoint on sets, as many utterances of each as of the smallest.
 
     Args:
         run: setting and seed.
@@ -87,6 +94,7 @@ def of_run(run: Run, recipe: DictConfig, folder: Path, sets: list[Utterances], c
         folder: of the corpus.
         sets: on the device where the model is to decode; of a larger one, utterances at equal distances are taken.
         checkpoints: folder; the file of the run is SETTING_SEED.ckpt.
+    Returns: the checkpoint's step, and the mistakes on each set.
     """
     checkpoint = torch.load(checkpoints / run.checkpoint, map_location="cpu", weights_only=False, mmap=True)
     model = build(recipe, SETTINGS[run.setting], folder, run.seed)
@@ -98,4 +106,4 @@ def of_run(run: Run, recipe: DictConfig, folder: Path, sets: list[Utterances], c
         indices = np.linspace(0, len(utterances) - 1, count).astype(int)
         hypotheses = heard(model, utterances, recipe.batch_size, indices)
         result.append(mistakes([utterances.texts[i] for i in indices], hypotheses, recipe.unit))
-    return result
+    return checkpoint["global_step"], result

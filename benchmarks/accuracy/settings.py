@@ -56,6 +56,7 @@ SETTINGS = {
     "ctc_5_then_exact": Setting(((0.0, sampled(0.05)), (0.8, None))),
     "ctc_5_corrected_then_exact": Setting(((0.0, sampled(0.05, correction=True)), (0.8, None))),
     "stock": Setting(stock=True, equal_time=True),
+    "exact_larger": Setting(batch_size=320, length=1.25, equal_time=True),
     "stock_dropout": Setting(stock=True, dropout=0.1, equal_time=True),
     "ctc_10_corrected_larger": always(sampled(0.10, correction=True), batch_size=320, length=1.25, equal_time=True),
     "ctc_10_corrected_larger_dropout": always(

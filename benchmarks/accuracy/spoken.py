@@ -1,4 +1,8 @@
-"""What a corpus is built from; imports nothing, for the processes that speak."""
+"""What a corpus is built from; imports nothing, for the processes that speak.
+
+Sets: training, and held out: other sentences by other speakers. Where a corpus has them, two more say which of both is
+hard: sentences of the training set by the held-out speakers, and the held-out sentences by those of the training set.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 TRAIN, HELD_OUT = "train", "held_out"
+OTHER_SPEAKERS, OTHER_TEXT = "other_speakers", "other_text"
+SETS = (TRAIN, OTHER_SPEAKERS, OTHER_TEXT, HELD_OUT)
 
 
 class Spoken(NamedTuple):

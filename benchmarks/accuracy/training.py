@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -16,7 +19,7 @@ from model import build, with_counts
 from omegaconf import DictConfig, OmegaConf
 from order import Order
 from results import Evaluation
-from settings import SETTINGS, Run
+from settings import SETTINGS, Run, Setting
 from spoken import HELD_OUT, TRAIN
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -24,6 +27,12 @@ from nemo_sampled_rnnt.sampling import SampledSoftmax
 from nemo_sampled_rnnt.sampling.sampler import mixed_seed
 
 UNTIMED = 20  # steps after a start or a resumption, in which kernels are compiled: charged at the mean of the others
+
+
+def orphaned() -> bool:
+    """Whether the process that started this one is gone: nobody takes the results, and a new one may write them."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
 
 
 class Corpus:
@@ -70,12 +79,14 @@ class Conductor(pl.Callback):
         self.run, self.recipe, self.corpus = run, recipe, corpus
         self.checkpoint, self.deadline, self.report = checkpoint, deadline, report
         self.setting = SETTINGS[run.setting]
+        self.described = described(recipe, self.setting)
         self.minutes, self.peak, self.evaluations = 0.0, 0, []
         self.held_out_units = np.array([len(units(text, recipe.unit)) for text in corpus.held_out.texts])
+        self.held_out_speakers = np.array(corpus.held_out.speakers)
 
     def on_save_checkpoint(self, trainer, model, checkpoint):
         state = {"minutes": self.minutes, "peak": self.peak, "evaluations": self.evaluations}
-        checkpoint["run"] = state | {"steps": trainer.max_steps}
+        checkpoint["run"] = state | {"steps": trainer.max_steps, "recipe": self.described}
 
     def on_load_checkpoint(self, trainer, model, checkpoint):
         state = checkpoint["run"]
@@ -105,7 +116,7 @@ class Conductor(pl.Callback):
             self._synchronize()
             self._started = time.perf_counter()
         evaluating = step % self.recipe.evaluate_every == 0 or step == trainer.max_steps
-        late = time.monotonic() > self.deadline
+        late = time.monotonic() > self.deadline or orphaned()
         if not evaluating and not late:
             return
         self._stop_clock()
@@ -122,12 +133,13 @@ class Conductor(pl.Callback):
     def _evaluate(self, model, step: int) -> Evaluation:
         model.eval()
         wrong = errors(model, self.corpus.held_out, self.recipe.batch_size, self.recipe.unit)
-        sampled = not self.setting.stock and model.joint.sampled_softmax is not None
-        covered = coverage(model, self.corpus.held_out) if sampled else None
+        section = None if self.setting.stock else model.joint.sampled_softmax
+        own = section is not None and section.scope == "utterance"  # a batch of another size has another shared set
+        covered = coverage(model, self.corpus.held_out) if own else None
         model.train()
         return Evaluation(
             self.corpus.folder.name, self.run.setting, self.run.seed, step, self.minutes, self.peak / 2**30 or None,
-            wrong, self.held_out_units, covered,
+            wrong, self.held_out_units, self.held_out_speakers, covered,
         )  # fmt: skip
 
     def _start_clock(self, untimed: int):
@@ -150,6 +162,19 @@ class Conductor(pl.Callback):
             torch.cuda.synchronize()
 
 
+def described(recipe: DictConfig, setting: Setting) -> list[str]:
+    """All that a run's results depend on beside its seed, a line a value."""
+    flat = json.loads(json.dumps({"recipe": OmegaConf.to_container(recipe), "setting": asdict(setting)}))
+    lines, open_ = [], [("", flat)]
+    while open_:
+        name, value = open_.pop()
+        if isinstance(value, dict):
+            open_ += [(f"{name}.{key}".lstrip("."), item) for key, item in value.items()]
+        else:
+            lines.append(f"{name}={value}")
+    return sorted(lines)
+
+
 def train(run: Run, recipe: DictConfig, corpus: Corpus, checkpoints: Path, deadline: float, report: Callable) -> bool:
     """Train until the run's last step or the deadline; resume where a checkpoint is.
 
@@ -161,7 +186,7 @@ def train(run: Run, recipe: DictConfig, corpus: Corpus, checkpoints: Path, deadl
         deadline: of time.monotonic().
         report: called with a list of evaluations: those that a checkpoint holds, and each new one.
     Returns: whether the run is complete.
-    Raises: ValueError: the checkpoint is of a run with another number of steps.
+    Raises: ValueError: the checkpoint is of a run with another number of steps, or another recipe.
     """
     setting = SETTINGS[run.setting]
     checkpoint = checkpoints / run.checkpoint
@@ -170,11 +195,13 @@ def train(run: Run, recipe: DictConfig, corpus: Corpus, checkpoints: Path, deadl
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)
         first, expected = saved["global_step"], saved["run"]["steps"]
-        report(saved["run"]["evaluations"])  # they may have been lost with the files of an earlier call
         if expected != steps:
             raise ValueError(
                 f"{checkpoint} is of a run of {expected} steps, not {steps}: delete it, or set steps={expected}"
             )
+        if other := set(described(recipe, setting)) ^ set(saved["run"]["recipe"]):
+            raise ValueError(f"{checkpoint} is of another recipe: delete it, or agree on {', '.join(sorted(other))}")
+        report(saved["run"]["evaluations"])  # they may have been lost with the files of an earlier call
         if first >= steps:
             return True
     model = build(recipe, setting, corpus.folder, run.seed)

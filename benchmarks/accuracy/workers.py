@@ -40,6 +40,7 @@ def run_all(
 
     checkpoints.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
+    runs = list(dict.fromkeys(runs))
     queue, messages = context.Queue(), context.Queue()
     for run in [*runs, *[None] * processes]:
         queue.put(run)
@@ -50,7 +51,7 @@ def run_all(
         if gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
         arguments = (queue, messages, corpus, overrides, checkpoints, deadline, share)
-        workers.append(context.Process(target=_work, args=arguments))
+        workers.append(context.Process(target=_work, args=arguments, daemon=True))
         workers[-1].start()
     incomplete = set(runs)
     while any(worker.is_alive() for worker in workers) or not messages.empty():
@@ -78,7 +79,7 @@ def _work(queue, messages, folder: Path, overrides, checkpoints: Path, deadline:
     import torch
     from model import load_recipe
     from settings import Run
-    from training import Corpus, train
+    from training import Corpus, orphaned, train
 
     recipe = load_recipe(folder.name, overrides)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -86,7 +87,7 @@ def _work(queue, messages, folder: Path, overrides, checkpoints: Path, deadline:
         torch.cuda.set_per_process_memory_fraction(share)
     corpus = Corpus(folder, device, recipe.model.preprocessor.features)
     while (run := queue.get()) is not None:
-        if time.monotonic() > deadline - SHORTEST:
+        if time.monotonic() > deadline - SHORTEST or orphaned():
             break
         try:
             if train(Run.parse(run), recipe, corpus, checkpoints, deadline, lambda x: messages.put(("evaluations", x))):

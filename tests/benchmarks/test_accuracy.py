@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t as student
 from scripts import ROOT, run, start
 
 ACCURACY = ROOT / "benchmarks" / "accuracy"
@@ -33,7 +34,7 @@ from nemo.collections.asr.metrics.wer import word_error_rate  # noqa: E402
 from order import Order  # noqa: E402
 from results import Evaluation, Results  # noqa: E402
 from settings import SETTINGS, Run  # noqa: E402
-from spoken import HELD_OUT, TRAIN  # noqa: E402
+from spoken import HELD_OUT, OTHER_SPEAKERS, OTHER_TEXT, SETS, TRAIN  # noqa: E402
 from training import train  # noqa: E402
 
 MAIN = "benchmarks/accuracy/main.py"
@@ -100,6 +101,9 @@ def test_corpus(corpus, folder):
     assert set(corpus.train.speakers) <= set(mandarin.VOICES)
     assert set(corpus.held_out.speakers) <= set(mandarin.HELD_OUT_VOICES)
     assert not set(corpus.held_out.texts) & set(corpus.train.texts)
+    speakers, text = (training.Utterances(folder, name, "cpu", 80) for name in (OTHER_SPEAKERS, OTHER_TEXT))
+    assert set(speakers.texts) < set(corpus.train.texts) and set(speakers.speakers) <= set(mandarin.HELD_OUT_VOICES)
+    assert text.texts == corpus.held_out.texts and set(text.speakers) <= set(mandarin.VOICES)
     counts = [int(line) for line in (folder / COUNTS).read_text().split()]
     assert sum(counts) == len("".join(corpus.train.texts)) and counts[0] == 0  # the unknown one
 
@@ -214,11 +218,20 @@ def test_resumed_run_is_the_same_run(setting, corpus, recipe, tmp_path):
     assert (whole[-1].coverage is None) == (setting == "ctc_5_then_exact") and 0 < whole[0].coverage < 1
 
 
-def test_checkpoint_of_another_length_is_refused(corpus, recipe, tmp_path):
+def test_checkpoint_of_another_length_or_recipe_is_refused(corpus, recipe, tmp_path):
     train(Run("ctc_5", 0), recipe, corpus, tmp_path, 0, lambda evaluations: None)
     longer = load_recipe("mandarin", [*TINY, "steps=9"])
     with pytest.raises(ValueError, match="a run of 5 steps, not 9"):
-        train(Run("ctc_5", 0), longer, corpus, tmp_path, 0, lambda evaluations: None)
+        train(Run("ctc_5", 0), longer, corpus, tmp_path, 0, pytest.fail)
+    other = load_recipe("mandarin", [*TINY, "model.optim.lr=0.1"])
+    with pytest.raises(ValueError, match="another recipe: .* recipe.model.optim.lr=0.001, recipe.model.optim.lr=0.1"):
+        train(Run("ctc_5", 0), other, corpus, tmp_path, 0, pytest.fail)  # which reports no row of it
+
+
+def test_a_run_ends_when_nobody_takes_its_results(corpus, recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(training.multiprocessing, "parent_process", lambda: SimpleNamespace(is_alive=lambda: False))
+    assert not train(Run("exact", 0), recipe, corpus, tmp_path, FAR, pytest.fail)
+    assert torch.load(tmp_path / "exact_0.ckpt", weights_only=False)["global_step"] == 1
 
 
 def test_errors_are_nemos(corpus, recipe, folder):
@@ -238,8 +251,9 @@ def test_errors_are_nemos(corpus, recipe, folder):
 
 
 def test_mistakes():
-    texts, heard = ["他在天上", "左右", "大小"], ["她在地", "左右", "大多小"]
-    assert mistakes.mistakes(texts, heard, "character") == mistakes.Mistakes(8, 4, 2, 1)  # 她 is 他; 地 is not 天
+    texts, heard = ["他在天上", "左右", "大小", "土地"], ["她在地", "左右", "大多小", "土的"]
+    found = mistakes.mistakes(texts, heard, "character")
+    assert found == mistakes.Mistakes(10, 5, 3, 1)  # 她 is 他; 地 is not 天, and here not 的
     assert mistakes.mistakes(["yes no", "no"], ["no", "know"], "word") == mistakes.Mistakes(3, 2, 1, None)
 
 
@@ -249,13 +263,16 @@ def test_mistakes_of_a_run(corpus, recipe, folder, tmp_path):
     train(Run("ctc_10", 2), recipe, corpus, tmp_path / "checkpoints" / "mandarin", FAR, rows.extend)
     sets = [corpus.train, corpus.held_out]
     checkpoints = tmp_path / "checkpoints"
-    seen, new = mistakes.of_run(Run("ctc_10", 2), recipe, folder, sets, checkpoints / "mandarin")
-    assert (new.said, new.wrong) == (rows[-1].units.sum(), rows[-1].errors.sum())
+    step, (seen, new) = mistakes.of_run(Run("ctc_10", 2), recipe, folder, sets, checkpoints / "mandarin")
+    assert (step, new.said, new.wrong) == (5, rows[-1].units.sum(), rows[-1].errors.sum())
     some = [corpus.train.texts[i] for i in (0, 15, 30, 45, 61)]
     assert seen.said == len("".join(some)) and seen.homophones <= seen.substituted <= seen.wrong
     overrides = [x for override in TINY for x in ("--set", override)]
     command = ["mistakes", "ctc_10:2", "--corpus", folder, "--checkpoints", checkpoints, *overrides]
-    assert f"| ctc_10:2 | {100 * seen.wrong / seen.said:.2f} |" in run(MAIN, *command)
+    header, _, row = [line for line in run(MAIN, *command).splitlines() if line.startswith("|")]
+    assert [name.split(",")[0] for name in header.split(" | ")[2:6]] == list(SETS)
+    row = row.split(" | ")
+    assert row[1:3] + row[5:6] == ["5", f"{100 * seen.wrong / seen.said:.2f}", f"{100 * new.wrong / new.said:.2f}"]
 
 
 @pytest.mark.parametrize("scope", ["utterance", "batch"])
@@ -330,12 +347,21 @@ def test_processes_take_the_gpus_in_turn(allowed, expected, tmp_path, monkeypatc
     )  # fmt: skip
     context = SimpleNamespace(Queue=queue.SimpleQueue, Process=lambda **arguments: process)
     monkeypatch.setattr(workers.multiprocessing, "get_context", lambda kind: context)
-    left = workers.run_all(["exact:1", "exact:0"], tmp_path, (), tmp_path / "checkpoints", FAR, 3, 1.0, print)
+    left = workers.run_all(
+        ["exact:1", "exact:0", "exact:1"], tmp_path, (), tmp_path / "checkpoints", FAR, 3, 1.0, print
+    )
     assert seen == list(expected) and left == ["exact:1", "exact:0"]
 
 
 def made_up(setting: str, seed: int, step: int, minutes: float, errors, corpus="c", units=(4, 6, 10)) -> Evaluation:
-    return Evaluation(corpus, setting, seed, step, minutes, 1.5, np.array(errors), np.array(units), None)
+    speakers = np.array([f"voice{i}" for i in range(len(units))])
+    return Evaluation(corpus, setting, seed, step, minutes, 1.5, np.array(errors), np.array(units), speakers, None)
+
+
+def cells(lines) -> dict[str, list[str]]:
+    """Setting -> the cells of its row, that of the header included."""
+    rows = [line.strip("| ").split(" | ") for line in lines if "---" not in line]
+    return {row[0]: row for row in rows}
 
 
 def test_table(tmp_path):
@@ -343,27 +369,44 @@ def test_table(tmp_path):
     found.add([made_up("exact", 0, 10, 1.0, [4, 6, 9]), made_up("exact", 0, 20, 2.0, [2, 2, 2])])
     found.add([made_up("exact", 1, 20, 2.0, [2, 2, 2])])
     found.add([made_up("double", seed, 20, 1.2, errors) for seed, errors in enumerate(([4, 4, 4], [4, 4, 4]))])
-    found.add([made_up("fast", 1, 10, 0.5, [1, 2, 4]), made_up("fast", 1, 20, 0.9, [1, 1, 1])])
+    found.add([made_up("stock", 1, 10, 0.5, [1, 2, 4]), made_up("stock", 1, 20, 0.9, [1, 1, 1])])
     found.write()
-    lines = {line.split(" | ")[0]: line.split(" | ") for line in tables.table(Results(found.path), "c")}
-    assert lines["| exact"][1:4] == ["2", "20", "30.00"] and lines["| double"][3] == "60.00"
-    assert lines["| double"][5:7] == ["+100.0", "+100.00 to +100.00"], "the same draws on both sides"
-    assert lines["| fast"][5] == "-50.0", "against the run of its own seed alone"
-    low, high = map(float, lines["| exact"][4].split(" to "))
+    rows = cells(tables.table(Results(found.path), "c"))
+    assert rows["exact"][1:4] == ["2", "20", "30.00"] and rows["double"][3] == "60.00"
+    assert rows["double"][5:8] == ["+100.0", "+100.0 to +100.0", "+100.0 to +100.0"], "the same draws on both sides"
+    assert rows["stock"][5] == "-50.0" and rows["stock"][7] == "-", "one run says nothing of others"
+    low, high = map(float, rows["exact"][4].split(" to "))
     assert 0 < low < 30 < high
-    lines = {line.split(" | ")[0]: line.split(" | ") for line in tables.table(found, "c", "fast", "double")}
-    assert lines["| exact"][1:4] == ["1", "10", "95.00"] and lines["| fast"][2] == "20"
-    lines = {line.split(" | ")[0]: line.split(" | ") for line in tables.table(found, "c", step=10)}
-    assert list(lines)[2:] == ["| exact", "| fast"] and lines["| exact"][1:4] == ["1", "10", "95.00"]
-    with pytest.raises(ValueError, match="no row of double on c after 10 steps: run it first"):
-        list(tables.table(found, "c", "double", step=10))
-    with pytest.raises(ValueError, match="no row of stock on c: run it first"):
-        list(tables.table(found, "c", minutes_of="stock"))
-    with pytest.raises(ValueError, match="a step or a setting's minutes, not both"):
-        list(tables.table(found, "c", minutes_of="double", step=10))
+    rows = cells(tables.table(found, "c", "stock", "double"))
+    assert list(rows)[1:] == ["double", "stock"] and rows["stock"][2] == "20", "exact is not for equal time"
+    rows = cells(tables.table(found, "c", step=10))
+    assert list(rows)[1:] == ["exact", "stock"] and rows["exact"][1:4] == ["1", "10", "95.00"]
+    rows = cells(tables.table(found, "c", without=["voice0", "voice2"]))
+    assert rows["exact"][3] == "33.33" and rows["stock"][3] == "16.67"
+    for arguments, message in [
+        ({"baseline": "double", "step": 10}, "no row of double on c after 10 steps: run it first"),
+        ({"minutes_of": "uniform_5"}, "no row of uniform_5 on c: run it first"),
+        ({"minutes_of": "double", "step": 10}, "a step or a setting's minutes, not both"),
+        ({"without": ["voice0", "voice7"]}, "expected speakers of c, voice0, voice1, voice2; got voice7"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            list(tables.table(found, "c", **arguments))
     found.add([made_up("brief", 0, 10, 0.4, [1, 1, 1])])
     with pytest.raises(ValueError, match="no row of exact on c in the first 0.4 GPU minutes"):
         list(tables.table(found, "c", minutes_of="brief"))
+    assert cells(tables.speakers_table(found, "c"))["stock"] == ["stock", "25.0", "16.7", "10.0"]
+    with pytest.raises(ValueError, match="no row of c after 7 steps"):
+        list(tables.speakers_table(found, "c", 7))
+
+
+def test_interval_of_runs_is_welchs():
+    """By its formula, for rates whose logarithms are 0, 1, 2 and 1, 3."""
+    mine, theirs = np.exp([0.0, 1.0, 2.0]), np.exp([1.0, 3.0])
+    a, b = 1 / 3, 2 / 2  # variances of the means
+    freedom = (a + b) ** 2 / (a**2 / 2 + b**2 / 1)
+    half = student.ppf(0.975, freedom) * np.sqrt(a + b)
+    low, high = (100 * (np.exp(-1 + sign * half) - 1) for sign in (-1, 1))
+    assert tables._of_runs(mine, theirs) == f"{low:+.1f} to {high:+.1f}"
 
 
 @pytest.mark.parametrize(
@@ -409,13 +452,24 @@ def test_minutes_are_shown_where_they_compare(settings, timed, tmp_path, monkeyp
     assert shown == {"steps": set(settings), "minutes": timed}
 
 
-def test_interval_is_of_the_stated_width():
+def test_interval_is_of_the_stated_width(tmp_path):
     """Of 400 utterances with independent errors: the normal approximation, within a tenth."""
     random = np.random.default_rng(2)
-    units = np.full(400, 10)
-    errors = random.binomial(10, 0.2, (1, 400))
-    low, high = np.percentile(tables._Draws(units).resampled(errors.astype(float)), [2.5, 97.5])
+    errors = random.binomial(10, 0.2, 400)
+    found = Results(tmp_path / "accuracy.csv")
+    found.add([made_up("exact", 0, 10, 1.0, errors, units=[10] * 400)])
+    low, high = np.percentile(tables._Draws(found, "c", ()).resampled(found.rows), [2.5, 97.5])
     assert (high - low) / (2 * 1.96 * errors.std() / 10 / np.sqrt(400)) == pytest.approx(1, abs=0.1)
+
+
+def test_a_run_is_merged_whole_from_where_it_came_furthest(tmp_path):
+    one, other = Results(tmp_path / "one.csv"), Results(tmp_path / "other.csv")
+    one.add([made_up("exact", 0, step, 1.0, [1, 1, 1]) for step in (10, 20, 30)])
+    one.add([made_up("exact", 1, step, 1.0, [1, 1, 1]) for step in (10, 15)])
+    other.add([made_up("exact", seed, step, 2.0, [2, 2, 2]) for seed in (0, 1, 2) for step in (10, 20)])
+    one.merge(other)
+    runs = {seed: {key[3]: one.errors[key].sum() for key in one.rows if key[2] == str(seed)} for seed in range(3)}
+    assert runs == {0: {"10": 3, "20": 3, "30": 3}, 1: {"10": 6, "20": 6}, 2: {"10": 6, "20": 6}}
 
 
 def test_results_of_two_held_out_sets_do_not_mix(tmp_path):
