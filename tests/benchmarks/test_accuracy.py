@@ -288,6 +288,15 @@ def test_coverage(scope, corpus, recipe, folder, monkeypatch):
     assert covered[0] < covered[1] < covered[2] == pytest.approx(1)
 
 
+@pytest.mark.parametrize(("setting", "measured"), [("ctc_10_batch", False), ("ctc_10", True), ("exact", False)])
+def test_coverage_is_of_utterances_own_sets(setting, measured, corpus, tmp_path):
+    """Another number of utterances brings other labels into a shared set."""
+    rows = []
+    short = load_recipe("mandarin", [*TINY, "steps=2"])
+    train(Run(setting, 0), short, corpus, tmp_path, FAR, rows.extend)
+    assert [row.coverage is not None for row in rows] == [measured]
+
+
 def test_commands(folder, tmp_path):
     """Two processes, a run that fails beside them, the same command again, and what is made of the results."""
     overrides = [x for override in TINY for x in ("--set", override)]
