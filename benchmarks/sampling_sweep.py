@@ -25,6 +25,7 @@ import click
 import numpy as np
 import torch
 from environment import environment
+from spread import spread
 
 from nemo_sampled_rnnt.meter import CandidateSet, Exact, Utterance
 from nemo_sampled_rnnt.sampling import NegativeSampler, SampledSoftmax, ctc_posteriors
@@ -150,8 +151,8 @@ def of_corpus(folder: Path, run: str, steps: int, checkpoints: Path, overrides, 
     """The same of a corpus and a run on it, after training what is left of that."""
     sys.path[:0] = [str(HERE / "accuracy"), str(HERE.parent / "examples" / "demo")]
     from corpus import COUNTS
-    from model import build, load_recipe
-    from settings import SETTINGS, Run
+    from model import load_recipe, restore
+    from settings import Run
     from training import Corpus, train
 
     recipe = load_recipe(folder.name, (*overrides, f"steps={steps}"))
@@ -162,9 +163,7 @@ def of_corpus(folder: Path, run: str, steps: int, checkpoints: Path, overrides, 
     train(run, recipe, corpus, checkpoints, time.monotonic() + 3600, lambda evaluations: [
         click.echo("  ".join(evaluation.row().values())) for evaluation in evaluations
     ])  # fmt: skip
-    saved = torch.load(checkpoints / run.checkpoint, map_location="cpu", weights_only=False)
-    model = build(recipe, SETTINGS[run.setting], folder, run.seed).to(device).eval()
-    model.load_state_dict(saved["state_dict"])
+    model, _ = restore(run, recipe, folder, checkpoints, device)
     order = np.argsort(corpus.held_out.lengths, kind="stable")
     batch = corpus.held_out.batch(order[spread(len(order), utterances)])
     counts = torch.tensor([int(line) for line in (folder / COUNTS).read_text().split()])
@@ -173,11 +172,6 @@ def of_corpus(folder: Path, run: str, steps: int, checkpoints: Path, overrides, 
 
 def numbers(text: str) -> list[float]:
     return [float(word) for word in text.split(",")]
-
-
-def spread(total: int, count: int) -> np.ndarray:
-    """Indices from the first to the last."""
-    return np.linspace(0, total - 1, min(count, total)).astype(int)
 
 
 def write(rows: list[dict], path: Path) -> None:

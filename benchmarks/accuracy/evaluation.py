@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from corpus import Utterances
 from kaldialign import edit_distance
+from spread import spread
 
 from nemo_sampled_rnnt.meter import CandidateSet, Utterance
 from nemo_sampled_rnnt.meter import coverage as candidate_coverage
@@ -47,7 +48,7 @@ def coverage(model, utterances: Utterances) -> float:
     draws as it was. Model in eval mode.
     """
     indices = np.argsort(utterances.lengths, kind="stable")
-    indices = indices[np.linspace(0, len(indices) - 1, min(COVERED, len(indices))).astype(int)]
+    indices = indices[spread(len(indices), COVERED)]
     features, lengths, transcripts, transcript_lengths = utterances.batch(indices)
     encoded, encoded_lengths = model(processed_signal=features, processed_signal_length=lengths)
     decoded, _, _ = model.decoder(targets=transcripts, target_length=transcript_lengths)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -18,6 +19,15 @@ sys.path += [str(ROOT / "examples" / "demo"), str(ROOT / "benchmarks")]  # espea
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy.csv"
+
+
+@contextmanager
+def errors_as_messages():
+    """Bad input ends in its message, without a traceback."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @click.group()
@@ -108,10 +118,8 @@ def train(
 def _check(run: str) -> None:
     from settings import Run
 
-    try:
+    with errors_as_messages():
         Run.parse(run)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
 
 
 @main.command()
@@ -127,6 +135,7 @@ def mistakes(runs, corpus: Path, checkpoints: Path, overrides):
     from model import load_recipe
     from settings import Run
     from spoken import SETS
+    from tables import heading, line
 
     for run in runs:
         _check(run)
@@ -135,14 +144,13 @@ def mistakes(runs, corpus: Path, checkpoints: Path, overrides):
     names = [name for name in SETS if (corpus / f"{name}.f16").exists()]
     sets = [Utterances(corpus, name, device, recipe.model.preprocessor.features) for name in names]
     header = ["run", "step", *(f"{name}, % wrong" for name in names), "of the last: substitutions, %", "homophones, %"]
-    click.echo(f"| {' | '.join(header)} |")
-    click.echo("|" + "---|" * len(header))
+    click.echo("\n".join(heading(header)))
     for run in runs:
         step, found = of_run(Run.parse(run), recipe, corpus, sets, checkpoints / corpus.name)
         last = found[-1]
         shares = [mistakes.wrong / mistakes.said for mistakes in found] + [last.substituted / max(1, last.wrong)]
         alike = "-" if last.homophones is None else f"{100 * last.homophones / max(1, last.wrong):.1f}"
-        click.echo(f"| {' | '.join([run, str(step), *(f'{100 * share:.2f}' for share in shares), alike])} |")
+        click.echo(line([run, str(step), *(f"{100 * share:.2f}" for share in shares), alike]))
 
 
 @main.command()
@@ -171,10 +179,8 @@ def table(corpus: str, results: Path, baseline: str, minutes_of: str | None, ste
     from results import Results
     from tables import table
 
-    try:
+    with errors_as_messages():
         click.echo("\n".join(table(Results(results), corpus, baseline, minutes_of, step, without)))
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
 
 
 @main.command()
@@ -186,10 +192,8 @@ def speakers(corpus: str, results: Path, step: int | None):
     from results import Results
     from tables import speakers_table
 
-    try:
+    with errors_as_messages():
         click.echo("\n".join(speakers_table(Results(results), corpus, step)))
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
 
 
 @main.command()
@@ -210,10 +214,8 @@ def send(checkpoint: Path, call: int, out: Path):
     """Write some parts of a CHECKPOINT to a folder from which little is handed back."""
     import travel
 
-    try:
+    with errors_as_messages():
         click.echo(f"call {call} of {travel.send(checkpoint, call, out)}")
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
 
 
 @main.command()
@@ -223,10 +225,8 @@ def receive(folder: Path, checkpoints: Path):
     """Put the checkpoints together whose parts are all in FOLDER."""
     import travel
 
-    try:
+    with errors_as_messages():
         click.echo("\n".join(map(str, travel.receive(folder, checkpoints))))
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-import numpy as np
-import torch
 from corpus import Utterances
 from evaluation import heard, units
 from kaldialign import align
-from model import build
+from model import restore
 from omegaconf import DictConfig
-from settings import SETTINGS, Run
+from settings import Run
 from speak import Espeak
+from spread import spread
 
 VOICE = "cmn"
 NOTHING = ""  # of an alignment: an insertion or a deletion
@@ -42,20 +42,21 @@ class Mistakes:
     homophones: int | None
 
 
-class Pronunciation(Espeak):
-    """Of sentences by espeak-ng, which spoke the corpus: phonemes and tones, without the change of third tones."""
+@cache
+def _espeak() -> Espeak:
+    espeak = Espeak()
+    espeak.library.espeak_SetVoiceByName(VOICE.encode())
+    espeak.library.espeak_TextToPhonemes.restype = ctypes.c_char_p
+    return espeak
 
-    def __init__(self):
-        super().__init__()
-        self.library.espeak_SetVoiceByName(VOICE.encode())
-        self.library.espeak_TextToPhonemes.restype = ctypes.c_char_p
 
-    def __call__(self, sentence: str) -> list[bytes]:
-        """Its clauses."""
-        text, clauses = ctypes.c_char_p(sentence.encode()), []
-        while text.value:
-            clauses.append(self.library.espeak_TextToPhonemes(ctypes.byref(text), 1, 0))  # of UTF-8, in ASCII
-        return clauses
+@cache
+def pronounced(sentence: str) -> tuple[bytes, ...]:
+    """Phonemes and tones of its clauses by espeak-ng, which spoke the corpus; without the change of third tones."""
+    text, clauses = ctypes.c_char_p(sentence.encode()), []
+    while text.value:
+        clauses.append(_espeak().library.espeak_TextToPhonemes(ctypes.byref(text), 1, 0))  # of UTF-8, in ASCII
+    return tuple(clauses)
 
 
 def mistakes(texts: list[str], hypotheses: list[str], unit: str) -> Mistakes:
@@ -66,7 +67,6 @@ def mistakes(texts: list[str], hypotheses: list[str], unit: str) -> Mistakes:
         hypotheses: of the same utterances.
         unit: `word`, or `character`, which are Mandarin.
     """
-    pronounced = Pronunciation() if unit == "character" else None
     total, wrong, substituted, alike = 0, 0, 0, 0
     for text, hypothesis in zip(texts, hypotheses, strict=True):
         said = units(text, unit)
@@ -76,11 +76,11 @@ def mistakes(texts: list[str], hypotheses: list[str], unit: str) -> Mistakes:
             wrong += right != instead
             if right != instead and NOTHING not in (right, instead):
                 substituted += 1
-                if pronounced is not None:
+                if unit == "character":
                     other = [*said[:position], instead, *said[position + 1 :]]
                     alike += pronounced("".join(other)) == pronounced("".join(said))
             position += right != NOTHING
-    return Mistakes(total, wrong, substituted, None if pronounced is None else alike)
+    return Mistakes(total, wrong, substituted, alike if unit == "character" else None)
 
 
 def of_run(
@@ -96,14 +96,11 @@ def of_run(
         checkpoints: folder; the file of the run is SETTING_SEED.ckpt.
     Returns: the checkpoint's step, and the mistakes on each set.
     """
-    checkpoint = torch.load(checkpoints / run.checkpoint, map_location="cpu", weights_only=False, mmap=True)
-    model = build(recipe, SETTINGS[run.setting], folder, run.seed)
-    model.load_state_dict(checkpoint["state_dict"])
-    model.to(sets[0].device).eval()
+    model, step = restore(run, recipe, folder, checkpoints, sets[0].device)
     count = min(map(len, sets))
     result = []
     for utterances in sets:
-        indices = np.linspace(0, len(utterances) - 1, count).astype(int)
+        indices = spread(len(utterances), count)
         hypotheses = heard(model, utterances, recipe.batch_size, indices)
         result.append(mistakes([utterances.texts[i] for i in indices], hypotheses, recipe.unit))
-    return checkpoint["global_step"], result
+    return step, result

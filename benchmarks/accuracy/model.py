@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import lightning.pytorch as pl
+import torch
 from corpus import COUNTS
 from nemo.collections.asr.models import EncDecHybridRNNTCTCBPEModel
 from omegaconf import DictConfig, OmegaConf, open_dict
-from settings import Setting
+from settings import SETTINGS, Run, Setting
 
 from nemo_sampled_rnnt.models import EncDecSampledRNNTBPEModel
 
@@ -43,6 +44,24 @@ def build(recipe: DictConfig, setting: Setting, folder: Path, seed: int) -> pl.L
             cfg.joint.pop("sampled_softmax")
     pl.seed_everything(seed, verbose=False)
     return (EncDecHybridRNNTCTCBPEModel if setting.stock else EncDecSampledRNNTBPEModel)(cfg=cfg)
+
+
+def restore(
+    run: Run, recipe: DictConfig, folder: Path, checkpoints: Path, device: str | torch.device
+) -> tuple[pl.LightningModule, int]:
+    """The model of a run's checkpoint, in eval mode, and the checkpoint's step.
+
+    Args:
+        run: setting and seed.
+        recipe: that of the corpus.
+        folder: of the corpus.
+        checkpoints: folder; the file of the run is SETTING_SEED.ckpt.
+        device: for the model.
+    """
+    saved = torch.load(checkpoints / run.checkpoint, map_location="cpu", weights_only=False, mmap=True)
+    model = build(recipe, SETTINGS[run.setting], folder, run.seed)
+    model.load_state_dict(saved["state_dict"])
+    return model.to(device).eval(), saved["global_step"]
 
 
 def with_counts(sampled_softmax: dict | None, folder: Path) -> dict | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cached_property
 
 import numpy as np
 from results import Results
@@ -62,13 +63,12 @@ def table(
         raise ValueError(f"{results.path} holds no row of {baseline} on {corpus} in the first {limit:.3g} GPU minutes")
     draws = _Draws(results, corpus, without)
     header = [name.format(baseline) for name in HEADER]
-    yield "| " + " | ".join(header) + " |"
-    yield "|" + "---|" * len(header)
+    yield from heading(header)
     for setting, all_rows in rows_of.items():
         if rows := _last(all_rows, limit):
             cells = [setting, str(len(rows)), _steps(rows), *_rates(draws, rows, reference)]
             cells += [_mean(rows, name) for name in ("gpu_minutes", "peak_gib", "coverage")]
-            yield "| " + " | ".join(cells) + " |"
+            yield line(cells)
 
 
 def speakers_table(results: Results, corpus: str, step: int | None = None) -> Iterable[str]:
@@ -79,13 +79,22 @@ def speakers_table(results: Results, corpus: str, step: int | None = None) -> It
     rows_of = _rows_of(results, corpus, step)
     if not rows_of:
         raise ValueError(f"{results.path} holds no row of {corpus}" + ("" if step is None else f" after {step} steps"))
-    speakers = list(dict.fromkeys(sorted(results.speakers[corpus])))
-    yield "| setting | " + " | ".join(speakers) + " |"
-    yield "|" + "---|" * (len(speakers) + 1)
+    speakers = sorted(set(results.speakers[corpus]))
+    yield from heading(["setting", *speakers])
     only = [_Draws(results, corpus, [other for other in speakers if other != speaker]) for speaker in speakers]
     for setting, all_rows in rows_of.items():
         rates = [f"{100 * draws.rates(_last(all_rows, np.inf)).mean():.1f}" for draws in only]
-        yield "| " + " | ".join([setting, *rates]) + " |"
+        yield line([setting, *rates])
+
+
+def line(cells: Iterable[str]) -> str:
+    """Of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def heading(names: list[str]) -> list[str]:
+    """The first two lines of a Markdown table."""
+    return [line(names), "|" + "---|" * len(names)]
 
 
 def _rows_of(results: Results, corpus: str, step: int | None) -> dict[str, dict[tuple, dict]]:
@@ -160,9 +169,12 @@ class _Draws:
             )
         self._results, self._kept = results, ~np.isin(speakers, list(without))
         self._units = results.units[corpus][self._kept].astype(float)
+
+    @cached_property
+    def _times(self) -> np.ndarray:
+        """(R, N) that each utterance is drawn."""
         count = len(self._units)
-        random = np.random.default_rng(0)
-        self._times = random.multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(float)  # (R, N)
+        return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(float)
 
     def _errors(self, keys: Iterable[tuple]) -> np.ndarray:
         """(S, N) of runs and utterances."""

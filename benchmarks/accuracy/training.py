@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
@@ -164,15 +163,15 @@ class Conductor(pl.Callback):
 
 def described(recipe: DictConfig, setting: Setting) -> list[str]:
     """All that a run's results depend on beside its seed, a line a value."""
-    flat = json.loads(json.dumps({"recipe": OmegaConf.to_container(recipe), "setting": asdict(setting)}))
-    lines, open_ = [], [("", flat)]
-    while open_:
-        name, value = open_.pop()
-        if isinstance(value, dict):
-            open_ += [(f"{name}.{key}".lstrip("."), item) for key, item in value.items()]
-        else:
-            lines.append(f"{name}={value}")
-    return sorted(lines)
+    return [*_lines("recipe", OmegaConf.to_container(recipe)), *_lines("setting", asdict(setting))]
+
+
+def _lines(name: str, value) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _lines(f"{name}.{key}", item)
+    else:
+        yield f"{name}={value}"
 
 
 def train(run: Run, recipe: DictConfig, corpus: Corpus, checkpoints: Path, deadline: float, report: Callable) -> bool:
